@@ -1,0 +1,120 @@
+package probes
+
+import (
+	"time"
+
+	"sockq/probes/census"
+	"sockq/probes/tcpstate"
+)
+
+// Other is the name under which everything is summed that did not fit under
+// Options.MaxListeners or Options.MaxNamespaces.
+const Other = "other"
+
+// Snapshot is the node at one instant, joined. Every face shows the same
+// Snapshot. It is never changed after it was handed out.
+type Snapshot struct {
+	Time       time.Time
+	Kernel     Kernel
+	Namespaces []Namespace // ordered by name; Other last
+	Listeners  []Listener  // ordered by namespace and address
+	Probes     []Probe
+	Sources    []SourceStatus
+	Audits     []Audit
+	Lost       map[string]uint64 // counters by what was lost; each known kind starts at 0
+}
+
+// Kernel is what the agent runs on.
+type Kernel struct {
+	Release string // as uname -r
+	// Tier is what this kernel allows a tracer: "A" trampolines, "B"
+	// kprobes, "C" tracepoints only, "" where BPF is not to be had at all.
+	Tier string
+}
+
+// Namespace is a network namespace with its sockets, settings and counters.
+// Under the name Other it is the sum of those over Options.MaxNamespaces and
+// has neither settings nor counters nor maxima.
+type Namespace struct {
+	Name   string // "host", the name under --path.netns, or the inode number
+	Inode  uint32
+	Cookie uint64
+	// SocketsKnown tells that the last census counted this namespace.
+	SocketsKnown bool
+	// States counts sockets by reported state, mini-sockets included.
+	States [tcpstate.Count]uint64
+	// BoundKnown tells that States[tcpstate.Close] was counted.
+	BoundKnown bool
+	Queues     [census.Directions]census.Queues
+	// SettingsKnown tells that Sysctls and Events were read.
+	SettingsKnown bool
+	Sysctls       [len(census.SysctlNames)]int64 // -1: this namespace does not have it
+	Events        [len(census.EventNames)]uint64
+	EventsKnown   [len(census.EventNames)]bool
+	// StateDifference is the distance between our states and sock_diag's at
+	// the last audit: the sum of absolute differences over the states.
+	StateDifference uint64
+	// Audited tells that there was such an audit.
+	Audited bool
+}
+
+// Listener is the set of listening sockets behind one address of one
+// namespace: one socket, or a SO_REUSEPORT group. Under the address Other it
+// is the sum of those over Options.MaxListeners.
+type Listener struct {
+	// ID is this set's own, never reused while the process runs.
+	ID        uint64
+	Namespace string // as Namespace.Name when the set was first seen
+	Inode     uint32
+	Address   string // "0.0.0.0:80", "[::]:443", "0.0.0.0:80%vrf1"
+	// Live tells that a socket listens there now. A set lives on for five
+	// minutes after its last socket, with its counters and peaks only.
+	Live bool
+	// Sockets is how many sockets listen there; lengths and limits are sums.
+	Sockets                       int
+	AcceptQueue, AcceptQueueLimit uint64
+	// FillRatio is length / (limit + 1) of the fullest socket.
+	FillRatio float64
+	// Peak and PeakRatio are the highest of a single socket in the last 60
+	// to 120 s.
+	Peak      uint64
+	PeakRatio float64
+	// FullSeconds is the time in which the fullest socket was full.
+	FullSeconds float64
+	// ConnectionSeconds is the accept queue's length integrated over time.
+	ConnectionSeconds float64
+	// SynQueueKnown tells that the source can read SYN queues.
+	SynQueueKnown     bool
+	SynQueue, SynPeak uint64
+	SynQueueLimit     uint64
+	SynLimitKnown     bool   // needs the namespace's sysctls
+	SocketDrops       uint64 // sum of the increases of sk_drops
+}
+
+// Probe is a part of the agent that attaches to the kernel, or could not.
+type Probe struct {
+	Name      string
+	Mechanism string // "none" where nothing is attached
+	Attached  bool
+	Reason    string // why not, for people; "" where attached
+	// Runs and RunTime are BPF run statistics, where StatsKnown.
+	StatsKnown bool
+	Runs       uint64
+	RunTime    time.Duration
+}
+
+// SourceStatus is the last read of one source.
+type SourceStatus struct {
+	Name        string
+	Up          bool
+	Duration    time.Duration
+	LastSuccess time.Time // zero: never
+	Error       string    // for people; "" where up
+}
+
+// Audit counts the comparisons of one kind between our numbers and the kernel's.
+type Audit struct {
+	Check   string
+	Checks  uint64
+	Skipped uint64 // because the node changed meanwhile, or a bound forbade it
+}
