@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Every listening socket with its two queues. A listener's accept queue and
+ * backlog are what sock_diag reports; the SYN queue's length is shown nowhere
+ * else.
+ */
+#include "census.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_LISTENERS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct listener_record);
+} listeners SEC(".maps");
+
+#define DEVICE_HASH 256 /* NETDEV_HASHENTRIES */
+#define DEVICE_CHAIN 64
+
+static __noinline int name_device(struct listener_record *r, __u64 net)
+{
+	__u64 heads = LOADP(net, struct net, dev_index_head);
+	__u64 node = LOAD64(heads + (r->ifindex & (DEVICE_HASH - 1)) * sizeof(__u64));
+
+	for (int i = 0; i < DEVICE_CHAIN && node; i++) {
+		__u64 dev = CONTAINER(node, struct net_device, index_hlist);
+
+		if (CAST(dev, struct net_device)->ifindex == r->ifindex) {
+			__u64 name = dev + bpf_core_field_offset(struct net_device, name);
+
+			*(__u64 *)&r->device[0] = LOAD64(name);
+			*(__u64 *)&r->device[8] = LOAD64(name + 8);
+			return 0;
+		}
+		node = LOAD64(node);
+	}
+	return 1;
+}
+
+static __always_inline void read_listener(struct listener_record *r, __u64 sk)
+{
+	struct sock *s = CAST(sk, struct sock);
+	struct sock_common *common = CAST(sk, struct sock_common);
+	__u64 net = LOADP(sk, struct sock_common, skc_net.net);
+	struct net *n = CAST(net, struct net);
+
+	r->key = sk;
+	r->cookie = common->skc_cookie.counter;
+	r->net_cookie = n->net_cookie;
+	r->inum = n->ns.inum;
+	r->accept_queue = s->sk_ack_backlog;
+	r->limit = s->sk_max_ack_backlog;
+	r->syn_queue = CAST(sk, struct inet_connection_sock)->icsk_accept_queue.qlen.counter;
+	r->drops = s->sk_drops.counter;
+	r->ifindex = common->skc_bound_dev_if;
+	r->family = common->skc_family;
+	r->port = common->skc_num;
+	if (r->family == AF_INET6) {
+		r->address[0] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		r->address[1] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		r->address[2] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		r->address[3] = common->skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+	} else {
+		r->address[0] = common->skc_rcv_saddr;
+	}
+	r->device[0] = 0;
+	if (r->ifindex)
+		name_device(r, net);
+}
+
+#define BUCKETS 8
+
+static __always_inline __u64 chain_of(__u64 table, __u32 bucket)
+{
+	__u64 head = table + (__u64)bucket * bpf_core_type_size(struct inet_listen_hashbucket);
+
+	return LOADP(head, struct inet_listen_hashbucket, nulls_head.first);
+}
+
+/* Nearly all buckets are empty: one look for eight of them. */
+static __always_inline int all_empty(__u64 table, __u32 first)
+{
+	__u64 empty = 1;
+
+	for (int i = 0; i < BUCKETS; i++)
+		empty &= chain_of(table, first + i);
+	return empty;
+}
+
+/* walk_listeners fills the records; w->seen counts also those that found no
+ * place.
+ */
+SEC("syscall")
+int walk_listeners(struct walk *w)
+{
+	struct inet_hashinfo *h = CAST(w->hashinfo, struct inet_hashinfo);
+	__u64 table = LOADP(w->hashinfo, struct inet_hashinfo, lhash2);
+	struct bpf_iter_num groups, buckets, nodes;
+	__u32 end = h->lhash2_mask + 1;
+	int *g, *b;
+
+	if (!table)
+		return 1;
+	w->seen = 0;
+	bpf_rcu_read_lock();
+	bpf_iter_num_new(&groups, 0, (end + BUCKETS - 1) / BUCKETS);
+	while ((g = bpf_iter_num_next(&groups))) {
+		__u32 first = (__u32)*g * BUCKETS;
+
+		if (all_empty(table, first))
+			continue;
+		bpf_iter_num_new(&buckets, first, first + BUCKETS);
+		while ((b = bpf_iter_num_next(&buckets))) {
+			__u32 bucket = *b;
+			__u64 node = chain_of(table, bucket);
+
+			if (bucket >= end)
+				break;
+			if (!(node & 1)) {
+				bpf_iter_num_new(&nodes, 0, CHAIN_MAX);
+				while (!(node & 1) && bpf_iter_num_next(&nodes)) {
+					__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
+					__u32 index = w->seen;
+					struct listener_record *r;
+
+					node = LOAD64(node);
+					if (CAST(sk, struct sock_common)->skc_state != TCP_LISTEN)
+						continue;
+					r = bpf_map_lookup_elem(&listeners, &index);
+					if (r)
+						read_listener(r, sk);
+					w->seen++;
+				}
+				bpf_iter_num_destroy(&nodes);
+			}
+			if (node >> 1 != bucket + LISTENING_NULLS_BASE)
+				w->moved++;
+		}
+		bpf_iter_num_destroy(&buckets);
+	}
+	bpf_iter_num_destroy(&groups);
+	bpf_rcu_read_unlock();
+	return 0;
+}

@@ -1,0 +1,320 @@
+package probes
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"sockq/probes/census"
+)
+
+const (
+	// Peaks are of this window and the one before, so that they show the
+	// last 60 to 120 s whoever scrapes and how often.
+	peakWindow = time.Minute
+	// A set of sockets that is gone keeps its counters for this long, so
+	// that they are scraped once more.
+	keepVanished = 5 * time.Minute
+	// A late sample stands for the time since the one before, up to this
+	// many intervals; what is beyond is nobody's knowledge and not counted.
+	maxGap = 10
+)
+
+// ledger turns samples of listening sockets into what must be remembered of
+// them: peaks, time at full, the queue's integral over time, drops. It is pure:
+// time and sockets come from outside.
+type ledger struct {
+	interval time.Duration
+	max      int // sets with labels of their own
+	// name is what a namespace is called; Other where it is over its cap.
+	name func(inode uint32, cookie uint64) string
+	// synBound is ¾ of a namespace's tcp_max_syn_backlog where that bounds
+	// the SYN queue (tcp_syncookies=0), else a number that no backlog
+	// reaches; false if unknown.
+	synBound func(inode uint32, cookie uint64) (uint64, bool)
+
+	sets    map[labels]*set
+	all     []*set             // the same, in the order of a Snapshot once sorted
+	sorted  bool               // all is
+	sockets map[uint64]*socket // by census.Listener.Key
+	crowd   map[labels]int     // sockets of each address that went under Other
+	owned   int                // sets with labels of their own
+	nextID  uint64
+	last    time.Time // of the last sample
+	sample  uint64    // its number
+
+	overCap     uint64 // addresses that were put under Other
+	lateSamples uint64 // samples that should have been taken and were not
+}
+
+type labels struct{ namespace, address string }
+
+// set is the sockets behind one pair of labels.
+type set struct {
+	Listener
+	own      bool   // false: Other
+	sample   uint64 // the last in which a socket was there
+	fresh    bool   // nothing to integrate from yet
+	vanished time.Time
+	before   uint64 // accept queue length at the sample before
+	full     bool
+	// Peaks of this window and the one before.
+	peak, synPeak [2]uint64
+	peakRatio     [2]float64
+}
+
+type socket struct {
+	listener census.Listener // as last seen
+	labels   labels
+	set      *set
+	sample   uint64
+}
+
+func newLedger(interval time.Duration, max int) *ledger {
+	return &ledger{
+		interval: interval,
+		max:      max,
+		sets:     make(map[labels]*set),
+		sockets:  make(map[uint64]*socket),
+		crowd:    make(map[labels]int),
+	}
+}
+
+// same tells whether now is the socket that was seen as before: kernels reuse
+// addresses at once, and a cookie may be given out late but never changes.
+func same(before, now *census.Listener) bool {
+	if before.Address != now.Address || before.Inode != now.Inode ||
+		before.NetnsCookie != now.NetnsCookie || before.Device != now.Device {
+		return false
+	}
+	if before.Cookie != now.Cookie && before.Cookie != 0 {
+		return false
+	}
+	return before.Cookie != 0 || int32(now.Drops-before.Drops) >= 0
+}
+
+// add takes the sample of all listening sockets at now. What a socket dropped
+// before the agent looked for the first time is not counted; one that came
+// later is counted from its birth.
+func (l *ledger) add(now time.Time, listeners []census.Listener) {
+	first := l.last.IsZero()
+	var elapsed time.Duration
+	if !first {
+		elapsed = max(0, now.Sub(l.last))
+	}
+	if missed := elapsed/l.interval - 1; missed > 0 {
+		l.lateSamples += uint64(missed)
+	}
+	elapsed = min(elapsed, maxGap*l.interval)
+	turns := 2
+	if !first {
+		turns = int(min(2, now.UnixNano()/int64(peakWindow)-l.last.UnixNano()/int64(peakWindow)))
+	}
+	l.last = now
+	l.sample++
+
+	for _, s := range l.all {
+		s.turn(turns)
+	}
+	for i := range listeners {
+		r := &listeners[i]
+		s, ok := l.sockets[r.Key]
+		if ok && !same(&s.listener, r) {
+			l.forget(r.Key, s)
+			ok = false
+		}
+		if !ok {
+			s = &socket{listener: *r}
+			if !first {
+				s.listener.Drops = 0
+			}
+			l.sockets[r.Key] = s
+		}
+		if s.set == nil {
+			l.assign(s, r)
+		}
+		s.set.SocketDrops += uint64(r.Drops - s.listener.Drops)
+		s.listener = *r
+		s.sample = l.sample
+		l.see(s.set, r)
+	}
+	if len(l.sockets) > len(listeners) {
+		for key, s := range l.sockets {
+			if s.sample != l.sample {
+				l.forget(key, s)
+			}
+		}
+	}
+	gone := false
+	for _, s := range l.all {
+		if s.sample == l.sample {
+			s.integrate(elapsed)
+		} else if s.vanish(now) {
+			gone = true
+		}
+	}
+	if gone {
+		l.drop(now)
+	}
+}
+
+// turn moves the peak windows on.
+func (s *set) turn(windows int) {
+	for range windows {
+		s.peak = [2]uint64{0, s.peak[0]}
+		s.synPeak = [2]uint64{0, s.synPeak[0]}
+		s.peakRatio = [2]float64{0, s.peakRatio[0]}
+	}
+}
+
+// see adds one socket to its set in this sample.
+func (l *ledger) see(s *set, r *census.Listener) {
+	if s.sample != l.sample {
+		s.sample = l.sample
+		s.fresh = !s.Live
+		s.Live = true
+		s.Sockets, s.AcceptQueue, s.AcceptQueueLimit, s.FillRatio = 0, 0, 0, 0
+		s.SynQueue, s.SynQueueLimit, s.SynQueueKnown, s.SynLimitKnown = 0, 0, true, true
+		s.full = false
+	}
+	length, limit := uint64(r.AcceptQueue), uint64(r.Limit)
+	ratio := float64(length) / float64(limit+1)
+	s.Sockets++
+	s.AcceptQueue += length
+	s.AcceptQueueLimit += limit
+	s.FillRatio = max(s.FillRatio, ratio)
+	s.full = s.full || length > limit
+	s.peak[0] = max(s.peak[0], length)
+	s.peakRatio[0] = max(s.peakRatio[0], ratio)
+	if r.SynQueue >= 0 {
+		s.SynQueue += uint64(r.SynQueue)
+		s.synPeak[0] = max(s.synPeak[0], uint64(r.SynQueue))
+	} else {
+		s.SynQueueKnown = false
+	}
+	if bound, ok := l.synBound(r.Inode, r.NetnsCookie); ok {
+		s.SynQueueLimit += min(limit, bound)
+	} else {
+		s.SynLimitKnown = false
+	}
+}
+
+// integrate adds the time since the sample before: the queue's length as a
+// straight line between the two, full as it is now.
+func (s *set) integrate(elapsed time.Duration) {
+	if !s.fresh {
+		s.ConnectionSeconds += elapsed.Seconds() * float64(s.before+s.AcceptQueue) / 2
+		if s.full {
+			s.FullSeconds += elapsed.Seconds()
+		}
+	}
+	s.before = s.AcceptQueue
+}
+
+// vanish tells whether the set has been without a socket for long enough.
+func (s *set) vanish(now time.Time) bool {
+	if s.Live {
+		s.Live, s.vanished = false, now
+		s.Sockets, s.AcceptQueue, s.AcceptQueueLimit, s.FillRatio = 0, 0, 0, 0
+		s.SynQueue, s.SynQueueLimit = 0, 0
+	}
+	return now.Sub(s.vanished) >= keepVanished
+}
+
+// drop removes the sets that vanished long ago.
+func (l *ledger) drop(now time.Time) {
+	l.all = slices.DeleteFunc(l.all, func(s *set) bool {
+		if s.Live || now.Sub(s.vanished) < keepVanished {
+			return false
+		}
+		delete(l.sets, labels{s.Namespace, s.Address})
+		if s.own {
+			l.owned--
+		}
+		return true
+	})
+}
+
+// assign gives a socket the set of its labels. Where there are too many, the
+// socket's address goes under Other for as long as a socket listens there, so
+// that a listener never moves between Other and labels of its own.
+func (l *ledger) assign(s *socket, r *census.Listener) {
+	namespace := l.name(r.Inode, r.NetnsCookie)
+	s.labels = labels{namespace, address(r)}
+	key, own := s.labels, true
+	if l.sets[key] == nil && (namespace == Other || l.crowd[key] > 0 || l.owned >= l.max) {
+		if l.crowd[key] == 0 {
+			l.overCap++
+		}
+		l.crowd[key]++
+		key, own = labels{namespace, Other}, false
+	}
+	s.set = l.sets[key]
+	if s.set != nil {
+		return
+	}
+	l.nextID++
+	s.set = &set{
+		Listener: Listener{ID: l.nextID, Namespace: key.namespace, Inode: r.Inode, Address: key.address},
+		own:      own,
+	}
+	if own {
+		l.owned++
+	}
+	l.sets[key] = s.set
+	l.all = append(l.all, s.set)
+	l.sorted = false
+}
+
+func (l *ledger) forget(key uint64, s *socket) {
+	l.leave(s)
+	delete(l.sockets, key)
+}
+
+// leave takes a socket out of its set; what it counted there stays.
+func (l *ledger) leave(s *socket) {
+	if s.set != nil && !s.set.own {
+		if l.crowd[s.labels]--; l.crowd[s.labels] <= 0 {
+			delete(l.crowd, s.labels)
+		}
+	}
+	s.set = nil
+}
+
+// renamed starts new sets for the sockets of a namespace whose name changed:
+// labels are frozen when a series starts.
+func (l *ledger) renamed(inode uint32, cookie uint64) {
+	for _, s := range l.sockets {
+		if s.listener.Inode == inode && s.listener.NetnsCookie == cookie {
+			l.leave(s)
+		}
+	}
+}
+
+// snapshot copies the sets as they are.
+func (l *ledger) snapshot() []Listener {
+	if !l.sorted {
+		slices.SortFunc(l.all, func(a, b *set) int {
+			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Address, b.Address))
+		})
+		l.sorted = true
+	}
+	listeners := make([]Listener, len(l.all))
+	for i, s := range l.all {
+		listeners[i] = s.Listener
+		listeners[i].Peak = max(s.peak[0], s.peak[1])
+		listeners[i].PeakRatio = max(s.peakRatio[0], s.peakRatio[1])
+		listeners[i].SynPeak = max(s.synPeak[0], s.synPeak[1])
+	}
+	return listeners
+}
+
+// address is the label of a listener's address. A device's name is whatever its
+// namespace's owner made of it.
+func address(r *census.Listener) string {
+	if r.Device == "" {
+		return r.Address.String()
+	}
+	return r.Address.String() + "%" + strings.ToValidUTF8(r.Device, "?")
+}
