@@ -3,11 +3,23 @@
 package probes
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
 	"sockq/probes/census"
+	"sockq/probes/netns"
+	"sockq/probes/tracker"
 )
 
 // Options say what to open and how much of it to keep.
@@ -18,9 +30,9 @@ type Options struct {
 	MaxListeners     int           // default 1,000 sets of sockets
 	MaxNamespaces    int           // default 300
 	// AuditBudget is the share of one CPU that audits may use, 0 for none;
-	// negative for the default, 0.001.
+	// negative for DefaultAuditBudget.
 	AuditBudget float64
-	BPFStats    bool   // count runs and run time of our BPF programs
+	BPFStats    bool   // count runs and run time of all BPF programs of the node
 	ProcFS      string // default /proc
 	SysFS       string // default /sys
 	NetnsPath   string // default /run/netns
@@ -28,23 +40,396 @@ type Options struct {
 	Mechanism census.Mechanism
 }
 
+// DefaultAuditBudget is two thousandths of a CPU.
+const DefaultAuditBudget = 0.002
+
+func (o *Options) setDefaults() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.CensusInterval = cmp.Or(o.CensusInterval, 5*time.Second)
+	o.ListenerInterval = cmp.Or(o.ListenerInterval, 100*time.Millisecond)
+	o.MaxListeners = cmp.Or(o.MaxListeners, 1000)
+	o.MaxNamespaces = cmp.Or(o.MaxNamespaces, 300)
+	o.ProcFS = cmp.Or(o.ProcFS, "/proc")
+	o.SysFS = cmp.Or(o.SysFS, "/sys")
+	o.NetnsPath = cmp.Or(o.NetnsPath, "/run/netns")
+	if o.AuditBudget < 0 {
+		o.AuditBudget = DefaultAuditBudget
+	}
+}
+
+// Names of sources in Snapshot.Sources.
+const (
+	SourceSockets    = "sockets"
+	SourceListeners  = "listeners"
+	SourceNamespaces = "namespaces"
+	SourceAudit      = "audit"
+)
+
 // Probes are the running probes of the node.
-type Probes struct{}
+type Probes struct {
+	opts    Options
+	log     *slog.Logger
+	kernel  Kernel
+	source  census.Source
+	walk    *census.Walk // nil where the source is another
+	names   *netns.Names
+	auditor *auditor // nil for none
+	stats   io.Closer
+
+	fixed []Probe // what was decided at the start
+
+	namespaces sync.Mutex // one reader of source.Namespaces
+	registry   *registry
+	listeners  sync.Mutex // one reader of source.Listeners, and the ledger
+	ledger     *ledger
+
+	mu         sync.Mutex // what follows
+	counted    map[identity]census.NamespaceSockets
+	boundKnown bool
+	sources    map[string]*SourceStatus
+}
 
 // Open starts the probes. It fails only where not even sock_diag works; what
 // else is missing is named in Snapshot.Probes and logged.
-func Open(opts Options) (*Probes, error) { return &Probes{}, nil }
+func Open(opts Options) (_ *Probes, err error) {
+	opts.setDefaults()
+	p := &Probes{opts: opts, log: opts.Logger, sources: make(map[string]*SourceStatus)}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	var uname unix.Utsname
+	if err := unix.Uname(&uname); err != nil {
+		return nil, fmt.Errorf("read kernel release: %w", err)
+	}
+	p.kernel.Release = unix.ByteSliceToString(uname.Release[:])
+	p.names = netns.NewNames(opts.ProcFS, opts.NetnsPath)
+	if err := p.openSource(); err != nil {
+		return nil, err
+	}
+	if p.walk != nil {
+		tier, err := tracker.FindTier(opts.SysFS)
+		if err != nil {
+			p.log.Warn("No event tracing on this kernel", "reason", err)
+		}
+		p.kernel.Tier = string(tier)
+	}
+	p.openAudit()
+	if opts.BPFStats && p.walk != nil {
+		if p.stats, err = ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err != nil {
+			return nil, fmt.Errorf("count runs of BPF programs (--bpf-stats needs CAP_SYS_ADMIN): %w", err)
+		}
+	}
+	for _, name := range eventProbes {
+		p.fixed = append(p.fixed, Probe{Name: name, Mechanism: "none", Reason: "this version has no event tracker yet"})
+	}
+	p.registry = newRegistry(opts.MaxNamespaces, p.names)
+	p.ledger = newLedger(opts.ListenerInterval, opts.MaxListeners)
+	p.ledger.name, p.ledger.synBound = p.registry.name, p.registry.synBound
+	if err := p.readNamespaces(true); err != nil {
+		return nil, err
+	}
+	if err := p.sample(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// eventProbes are the stories that only an event tracker can tell.
+var eventProbes = []string{
+	"transitions", "connects", "accepts", "half_open", "refusals", "time_wait", "backlog", "resets",
+}
+
+func (p *Probes) openSource() error {
+	var refused error
+	if p.opts.Mechanism != census.MechanismSockDiag {
+		walk, err := census.OpenWalk(p.opts.ProcFS)
+		if err == nil {
+			p.walk, p.source = walk, walk
+			p.attached("sockets", walk.Mechanism())
+			p.attached("listeners", walk.Mechanism())
+			p.attached("namespaces", walk.Mechanism())
+			if err := walk.BoundError(); err != nil {
+				p.missing("bound", err)
+			} else {
+				p.attached("bound", walk.Mechanism())
+			}
+			return nil
+		}
+		if p.opts.Mechanism == census.MechanismWalk {
+			return err
+		}
+		refused = err
+		p.log.Warn("BPF cannot be used: sock_diag only, without SYN queues and at a higher cost", "reason", err)
+	}
+	sd, err := census.OpenSockDiag(p.opts.ProcFS, p.names.Find)
+	if err != nil {
+		return errors.Join(err, refused)
+	}
+	p.source = sd
+	for _, name := range []string{"sockets", "listeners", "namespaces"} {
+		p.attached(name, sd.Mechanism())
+	}
+	if sd.Bound() {
+		p.attached("bound", sd.Mechanism())
+	} else {
+		p.missing("bound", errors.New("needs kernel 6.8 or newer, or BPF on 6.4 or newer"))
+	}
+	if refused == nil {
+		refused = errors.New("the sock_diag source was asked for")
+	}
+	p.missing("syn_queue", refused)
+	return nil
+}
+
+func (p *Probes) attached(name string, mechanism census.Mechanism) {
+	p.fixed = append(p.fixed, Probe{Name: name, Mechanism: string(mechanism), Attached: true})
+}
+
+func (p *Probes) missing(name string, reason error) {
+	p.fixed = append(p.fixed, Probe{Name: name, Mechanism: "none", Reason: reason.Error()})
+}
+
+func (p *Probes) openAudit() {
+	switch {
+	case p.opts.AuditBudget == 0:
+		p.missing("audit", errors.New("turned off"))
+		return
+	case p.walk == nil:
+		p.missing("audit", errors.New("the census itself is sock_diag's"))
+		return
+	}
+	count := func() (*census.Sockets, error) { return p.walk.States(true) }
+	auditor, err := newAuditor(p.opts.AuditBudget, count, p.names.Find)
+	if err != nil {
+		p.log.Warn("States are not audited", "reason", err)
+		p.missing("audit", err)
+		return
+	}
+	p.auditor = auditor
+	p.attached("audit", census.MechanismSockDiag)
+}
 
 // Run takes a census and listener samples at their intervals until ctx is done.
-func (p *Probes) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+// It returns nil then.
+func (p *Probes) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	running.Go(func() {
+		every(ctx, p.opts.ListenerInterval, func() { _ = p.sample() })
+	})
+	running.Go(func() {
+		taken := 0
+		takeCensus := func() {
+			_ = p.readNamespaces(true)
+			_ = p.takeCensus()
+			if taken++; p.auditor != nil && taken%auditEvery == 1 {
+				_ = p.audit()
+			}
+		}
+		takeCensus()
+		every(ctx, p.opts.CensusInterval, takeCensus)
+	})
+	running.Wait()
+	return nil
+}
+
+// every calls fn at an interval; a tick that comes while fn runs is dropped.
+func every(ctx context.Context, interval time.Duration, fn func()) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			fn()
+		}
+	}
+}
+
+// read runs one read of a source and keeps how it went. A failure is logged when
+// it begins and when it ends.
+func (p *Probes) read(name string, fn func() error) error {
+	start := time.Now()
+	err := fn()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.sources[name]
+	if !ok {
+		s = &SourceStatus{Name: name, Up: true}
+		p.sources[name] = s
+	}
+	switch {
+	case err != nil && s.Up:
+		p.log.Error("Source failed", "source", name, "err", err)
+	case err == nil && !s.Up:
+		p.log.Info("Source works again", "source", name)
+	}
+	s.Duration = time.Since(start)
+	s.Up, s.Error = err == nil, ""
+	if err != nil {
+		s.Error = err.Error()
+	} else {
+		s.LastSuccess = time.Now()
+	}
+	return err
+}
+
+// readNamespaces reads the list of namespaces and, if refresh says so or one is
+// new, their names.
+func (p *Probes) readNamespaces(refresh bool) error {
+	return p.read(SourceNamespaces, func() error {
+		p.namespaces.Lock()
+		defer p.namespaces.Unlock()
+		list, err := p.source.Namespaces()
+		if err != nil {
+			return err
+		}
+		renamed, err := p.registry.update(list, refresh)
+		if len(renamed) > 0 {
+			p.listeners.Lock()
+			defer p.listeners.Unlock()
+			for _, id := range renamed {
+				p.ledger.renamed(id.inode, id.cookie)
+			}
+		}
+		return err
+	})
+}
+
+// sample reads all listeners into the ledger.
+func (p *Probes) sample() error {
+	return p.read(SourceListeners, func() error {
+		p.listeners.Lock()
+		list, err := p.source.Listeners()
+		if err != nil {
+			p.listeners.Unlock()
+			return err
+		}
+		now := time.Now()
+		stranger := slices.ContainsFunc(list, func(l census.Listener) bool {
+			return !p.registry.knows(l.Inode, l.NetnsCookie)
+		})
+		if stranger {
+			// Its labels need its name, and its settings its limits.
+			p.listeners.Unlock()
+			if err := p.readNamespaces(false); err != nil {
+				return err
+			}
+			p.listeners.Lock()
+			if list, err = p.source.Listeners(); err != nil {
+				p.listeners.Unlock()
+				return err
+			}
+			now = time.Now()
+		}
+		p.ledger.add(now, list)
+		p.listeners.Unlock()
+		return nil
+	})
+}
+
+// takeCensus counts all sockets.
+func (p *Probes) takeCensus() error {
+	return p.read(SourceSockets, func() error {
+		sockets, err := p.source.Sockets()
+		if err != nil {
+			return err
+		}
+		counted := make(map[identity]census.NamespaceSockets, len(sockets.Namespaces))
+		for _, n := range sockets.Namespaces {
+			counted[identity{n.Inode, n.Cookie}] = n
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.counted, p.boundKnown = counted, sockets.BoundKnown
+		return nil
+	})
+}
+
+func (p *Probes) audit() error {
+	return p.read(SourceAudit, func() error { return p.auditor.round(time.Now()) })
+}
 
 // Snapshot reads the listeners and namespaces anew and joins them with the
-// last census. It costs O(listeners) and O(namespaces), never O(sockets).
-// Ready tells whether a first census was taken.
-func (p *Probes) Snapshot() (*Snapshot, error) { return &Snapshot{Time: time.Now()}, nil }
+// last census. It costs O(listeners) and O(namespaces), never O(sockets). A
+// source that fails is named in it; the others are there.
+func (p *Probes) Snapshot() (*Snapshot, error) {
+	_ = p.readNamespaces(false)
+	_ = p.sample()
+	s := &Snapshot{Time: time.Now(), Kernel: p.kernel, Probes: p.probes(), Lost: p.lost()}
+
+	p.listeners.Lock()
+	s.Listeners = p.ledger.snapshot()
+	s.Lost["listeners_over_cap"] = p.ledger.overCap
+	s.Lost["listener_samples"] = p.ledger.lateSamples
+	p.listeners.Unlock()
+
+	p.mu.Lock()
+	counted, boundKnown := p.counted, p.boundKnown
+	for _, name := range slices.Sorted(maps.Keys(p.sources)) {
+		s.Sources = append(s.Sources, *p.sources[name])
+	}
+	p.mu.Unlock()
+
+	s.Namespaces = p.registry.snapshot(counted, boundKnown)
+	s.Lost["namespaces_over_cap"] = p.registry.over()
+	if p.auditor != nil {
+		p.auditor.report(s)
+	}
+	return s, nil
+}
+
+func (p *Probes) lost() map[string]uint64 {
+	lost := p.source.Lost()
+	lost["namespaces_unreadable"] = p.names.Unreadable()
+	return lost
+}
+
+// probes are the parts of the agent with their run statistics.
+func (p *Probes) probes() []Probe {
+	probes := slices.Clone(p.fixed)
+	for i := range probes {
+		probe := &probes[i]
+		if probe.Name == "audit" && p.auditor != nil {
+			if err := p.auditor.reason(); err != nil {
+				probe.Reason = "the own namespace only: " + err.Error()
+			}
+		}
+		if p.walk == nil || !probe.Attached {
+			continue
+		}
+		for _, program := range p.walk.Programs()[probe.Name] {
+			stats, err := program.Stats()
+			if err != nil || stats.RunCount == 0 {
+				continue
+			}
+			probe.StatsKnown = true
+			probe.Runs += stats.RunCount
+			probe.RunTime += stats.Runtime
+		}
+	}
+	return probes
+}
 
 // Ready tells whether the first census was taken.
-func (p *Probes) Ready() bool { return true }
+func (p *Probes) Ready() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counted != nil
+}
 
-// Close detaches everything.
-func (p *Probes) Close() error { return nil }
+// Close detaches everything. Run must have returned.
+func (p *Probes) Close() error {
+	var err error
+	if p.stats != nil {
+		err = p.stats.Close()
+	}
+	if p.source != nil {
+		err = errors.Join(err, p.source.Close())
+	}
+	return err
+}

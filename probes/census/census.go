@@ -22,7 +22,8 @@ const (
 	MechanismSockDiag Mechanism = "sock_diag"
 )
 
-// Source is where a census comes from. A Source is for one goroutine at a time.
+// Source is where a census comes from. Its readers may run beside each other, but
+// none beside itself.
 type Source interface {
 	// Mechanism names how this source reads the kernel.
 	Mechanism() Mechanism

@@ -1,11 +1,12 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/procfs"
 )
@@ -28,37 +29,47 @@ func Sysctl(proc, name string) (int64, error) {
 }
 
 // TCPExt reads the TcpExt counters of the calling thread's namespace
-// (/proc/net/netstat), by the kernel's names; those that this kernel does not
-// have are absent.
+// (/proc/net/netstat, netstat_seq_show), by the kernel's names; those that this
+// kernel does not have are absent. The procfs library has a reader too, which
+// leaves some of them out (v0.22: TCPAbortOnMemory, TCPBacklogDrop…).
 func TCPExt(proc string) (map[string]uint64, error) {
-	// A thread may be in a namespace of its own, and procfs may be another
-	// PID namespace's: only thread-self names this thread there.
-	self, err := os.Readlink(filepath.Join(proc, "thread-self"))
+	// A thread may be in a namespace of its own: /proc/net is the process's.
+	b, err := os.ReadFile(filepath.Join(proc, "thread-self/net/netstat"))
 	if err != nil {
 		return nil, fmt.Errorf("read TcpExt: %w", err)
 	}
-	tid, err := strconv.Atoi(filepath.Base(self))
+	counters, err := parseTCPExt(string(b))
 	if err != nil {
 		return nil, fmt.Errorf("read TcpExt: %w", err)
-	}
-	tasks, err := procfs.NewFS(filepath.Join(proc, filepath.Dir(self)))
-	if err != nil {
-		return nil, fmt.Errorf("read TcpExt: %w", err)
-	}
-	thread, err := tasks.Proc(tid)
-	if err != nil {
-		return nil, fmt.Errorf("read TcpExt: %w", err)
-	}
-	stat, err := thread.Netstat()
-	if err != nil {
-		return nil, fmt.Errorf("read TcpExt: %w", err)
-	}
-	counters := make(map[string]uint64)
-	fields := reflect.ValueOf(stat.TcpExt)
-	for i := range fields.NumField() {
-		if v, ok := fields.Field(i).Interface().(*float64); ok && v != nil {
-			counters[fields.Type().Field(i).Name] = uint64(*v)
-		}
 	}
 	return counters, nil
+}
+
+// parseTCPExt pairs the line of names with the line of values.
+func parseTCPExt(netstat string) (map[string]uint64, error) {
+	var names []string
+	for line := range strings.Lines(netstat) {
+		rest, ok := strings.CutPrefix(line, "TcpExt:")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(rest)
+		if names == nil {
+			names = fields
+			continue
+		}
+		if len(fields) != len(names) {
+			return nil, fmt.Errorf("%d names and %d values", len(names), len(fields))
+		}
+		counters := make(map[string]uint64, len(names))
+		for i, name := range names {
+			v, err := strconv.ParseUint(fields[i], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			counters[name] = v
+		}
+		return counters, nil
+	}
+	return nil, errors.New("no TcpExt lines")
 }

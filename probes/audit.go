@@ -1,0 +1,257 @@
+package probes
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sockq/probes/census"
+	"sockq/probes/netns"
+	"sockq/probes/sockdiag"
+	"sockq/probes/tcpstate"
+)
+
+const (
+	// An audit takes place after every third census, if its budget allows.
+	auditEvery = 3
+	// What an audit did not use of its budget is kept for this long.
+	auditSaving = time.Minute
+
+	checkStates = "states"
+)
+
+var errDied = errors.New("the path leads to another namespace now")
+
+// auditor holds the walk's count of sockets against sock_diag's, namespace by
+// namespace: two equal dumps around ours tell that nothing moved meanwhile.
+// Its rounds are for one goroutine at a time.
+type auditor struct {
+	budget float64 // CPU time per time
+	count  func() (*census.Sockets, error)
+	find   func() (map[uint32]string, error)
+	bound  bool // sock_diag lists bound sockets (6.8+)
+	own    uint32
+
+	credit  time.Duration
+	last    time.Time
+	audited map[uint32]time.Time // by inode of the namespace
+
+	mu          sync.Mutex
+	checks      uint64
+	skipped     uint64
+	differences map[uint32]uint64 // by inode of the namespace
+	denied      error             // why no other namespace can be entered
+}
+
+func newAuditor(budget float64, count func() (*census.Sockets, error), find func() (map[uint32]string, error)) (*auditor, error) {
+	bound, err := sockdiag.BoundInactiveSupported()
+	if err != nil {
+		return nil, err
+	}
+	own, err := netns.Self()
+	if err != nil {
+		return nil, err
+	}
+	return &auditor{
+		budget: budget, count: count, find: find, bound: bound, own: own,
+		credit: time.Duration(budget * float64(auditSaving)), differences: make(map[uint32]uint64),
+		audited: make(map[uint32]time.Time),
+	}, nil
+}
+
+// round audits one namespace after the other for as long as the budget lasts,
+// and goes on with the others the next time.
+func (a *auditor) round(now time.Time) error {
+	if !a.last.IsZero() {
+		a.credit += time.Duration(a.budget * float64(now.Sub(a.last)))
+		a.credit = min(a.credit, time.Duration(a.budget*float64(auditSaving)))
+	}
+	a.last = now
+	if a.credit <= 0 {
+		return nil
+	}
+	paths, err := a.paths()
+	if err != nil {
+		return err
+	}
+	// Those that waited longest, so new ones, come first.
+	inodes := slices.SortedFunc(maps.Keys(paths), func(x, y uint32) int {
+		return a.audited[x].Compare(a.audited[y])
+	})
+	for _, inode := range inodes {
+		if a.credit <= 0 {
+			return nil
+		}
+		a.audited[inode] = now
+		if err := a.audit(inode, paths[inode]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// paths are the namespaces that can be audited, the own one with no path. To
+// look through all processes for them costs credit, too.
+func (a *auditor) paths() (map[uint32]string, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	start := threadTime()
+	defer func() { a.credit -= threadTime() - start }()
+	paths := map[uint32]string{}
+	if a.reason() == nil {
+		var err error
+		if paths, err = a.find(); err != nil {
+			return nil, fmt.Errorf("find network namespaces: %w", err)
+		}
+	}
+	paths[a.own] = ""
+	a.keep(paths)
+	return paths, nil
+}
+
+// audit checks one namespace and takes its cost from the credit. One that went
+// meanwhile, or that cannot be entered, is no error.
+func (a *auditor) audit(inode uint32, path string) error {
+	inside := func() error {
+		start := threadTime()
+		defer func() { a.credit -= threadTime() - start }()
+		if self, err := netns.Self(); err != nil || self != inode {
+			return errors.Join(errDied, err)
+		}
+		client, err := sockdiag.Dial()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return a.check(inode, client)
+	}
+	if path == "" {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		return inside()
+	}
+	err := netns.Do(path, inside)
+	switch {
+	case errors.Is(err, unix.EPERM):
+		a.mu.Lock()
+		a.denied = err
+		a.mu.Unlock()
+		return nil
+	case errors.Is(err, errDied), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EACCES):
+		return nil
+	}
+	return err
+}
+
+// tally is a dump in short: equal tallies are of the same sockets in the same states.
+type tally struct {
+	states [tcpstate.Count]uint64
+	mixed  uint64
+}
+
+func dump(client *sockdiag.Client) (t tally, err error) {
+	err = client.Dump(sockdiag.Query{}, func(s *sockdiag.Socket) error {
+		state := s.State.Reported()
+		if int(state) < len(t.states) {
+			t.states[state]++
+		}
+		t.mixed += mix(s.Cookie<<4 | uint64(state))
+		return nil
+	})
+	return t, err
+}
+
+// mix spreads a number over 64 bits (the finalizer of splitmix64), so that the
+// sum over a set of numbers tells the set.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+func (a *auditor) check(inode uint32, client *sockdiag.Client) error {
+	before, err := dump(client)
+	if err != nil {
+		return err
+	}
+	sockets, err := a.count()
+	if err != nil {
+		return err
+	}
+	var ours [tcpstate.Count]uint64
+	for i := range sockets.Namespaces {
+		if n := &sockets.Namespaces[i]; n.Inode == inode {
+			ours = n.States
+		}
+	}
+	after, err := dump(client)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if before != after {
+		a.skipped++
+		return nil
+	}
+	a.checks++
+	a.differences[inode] = difference(ours, after.states, a.bound && sockets.BoundKnown)
+	return nil
+}
+
+// difference is the sum of the distances over all states.
+func difference(a, b [tcpstate.Count]uint64, bound bool) (sum uint64) {
+	for s := range a {
+		if tcpstate.State(s) == tcpstate.Close && !bound {
+			continue
+		}
+		sum += max(a[s], b[s]) - min(a[s], b[s])
+	}
+	return sum
+}
+
+// keep forgets the namespaces that are gone.
+func (a *auditor) keep(paths map[uint32]string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for inode := range a.audited {
+		if _, ok := paths[inode]; !ok {
+			delete(a.audited, inode)
+			delete(a.differences, inode)
+		}
+	}
+}
+
+// reason says why only the own namespace is audited, nil if all are.
+func (a *auditor) reason() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.denied
+}
+
+// report adds the audit's results to a Snapshot.
+func (a *auditor) report(s *Snapshot) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.Audits = []Audit{{Check: checkStates, Checks: a.checks, Skipped: a.skipped}}
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		if n.Name != Other {
+			n.StateDifference, n.Audited = a.differences[n.Inode]
+		}
+	}
+}
+
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}

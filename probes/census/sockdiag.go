@@ -1,0 +1,364 @@
+package census
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sockq/probes/netns"
+	"sockq/probes/sockdiag"
+	"sockq/probes/tcpstate"
+)
+
+const (
+	// Between two sweeps over the namespaces that have to be entered for it
+	// lies at least this time and this many times what the last one took:
+	// 2 % of a CPU at most.
+	sweepInterval = time.Second
+	sweepShare    = 50
+)
+
+// SockDiag asks the kernel for each namespace by NETLINK_SOCK_DIAG. It works on
+// every kernel and needs no right for the namespace it runs in. The others it
+// has to enter (CAP_SYS_ADMIN, and CAP_SYS_PTRACE to find them), and an answer
+// about one costs a walk over the sockets of all.
+//
+// Listeners and settings of the own namespace are read at every call, those of
+// the others at most once a second. The SYN queue's length is not to be had.
+//
+// Namespaces, Sockets and Listeners may run beside each other, but none beside
+// itself.
+type SockDiag struct {
+	procfs string
+	find   func() (map[uint32]string, error)
+	own    place
+	bound  bool
+
+	connected, listening *sockdiag.Client // of the own namespace
+
+	sockets    Sockets
+	ports      map[port]uint32 // listened on, and the census that saw it last
+	census     uint32
+	listeners  []Listener
+	elsewhere  sweep[Listener]
+	namespaces []Namespace
+	others     sweep[Namespace]
+
+	mu         sync.Mutex
+	unreadable uint64
+	entryError error
+}
+
+// place is a namespace while a thread is in it.
+type place struct {
+	inode   uint32
+	cookie  uint64
+	initial bool
+}
+
+type port struct {
+	inode  uint32
+	cookie uint64
+	number uint16
+}
+
+// sweep is what the last visit to all other namespaces found.
+type sweep[T any] struct {
+	found []T
+	next  time.Time
+}
+
+// OpenSockDiag opens sock_diag in the calling thread's namespace. find lists the
+// namespaces that can be entered by inode and path.
+func OpenSockDiag(procfs string, find func() (map[uint32]string, error)) (_ *SockDiag, err error) {
+	s := &SockDiag{procfs: procfs, find: find, ports: make(map[port]uint32)}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.connected, err = sockdiag.Dial(); err != nil {
+		return nil, err
+	}
+	if s.listening, err = sockdiag.Dial(); err != nil {
+		return nil, err
+	}
+	if s.own, err = here(); err != nil {
+		return nil, err
+	}
+	if s.bound, err = sockdiag.BoundInactiveSupported(); err != nil {
+		return nil, fmt.Errorf("ask for bound sockets: %w", err)
+	}
+	return s, nil
+}
+
+// here is the calling thread's namespace.
+func here() (p place, err error) {
+	if p.inode, err = netns.Self(); err != nil {
+		return p, err
+	}
+	known, initial := netns.Initial()
+	p.initial = known && initial
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return p, fmt.Errorf("open a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err == nil { // 5.14+
+		p.cookie = cookie
+	}
+	return p, nil
+}
+
+// Mechanism is MechanismSockDiag.
+func (s *SockDiag) Mechanism() Mechanism { return MechanismSockDiag }
+
+// Bound tells whether this kernel lists bound sockets (6.8+), so that CLOSE is
+// counted.
+func (s *SockDiag) Bound() bool { return s.bound }
+
+// EntryError says why no other namespace than the own one is read, nil if they
+// are, as far as they can be found.
+func (s *SockDiag) EntryError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.entryError
+}
+
+// Lost counts visits to namespaces that failed.
+func (s *SockDiag) Lost() map[string]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return map[string]uint64{"namespaces": s.unreadable}
+}
+
+// Close closes the sockets.
+func (s *SockDiag) Close() error {
+	var err error
+	for _, c := range []*sockdiag.Client{s.connected, s.listening} {
+		if c != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	return err
+}
+
+// visit calls fn in every namespace but the own one that can be entered. One
+// that cannot be read, or goes meanwhile, is counted.
+func (s *SockDiag) visit(fn func(place, *sockdiag.Client) error) error {
+	if s.EntryError() != nil {
+		return nil
+	}
+	paths, err := s.find()
+	if err != nil {
+		return fmt.Errorf("find network namespaces: %w", err)
+	}
+	for inode, path := range paths {
+		if inode == s.own.inode {
+			continue
+		}
+		err := netns.Do(path, func() error {
+			p, err := here()
+			if err != nil {
+				return err
+			}
+			if p.inode != inode {
+				return errors.New("the path leads to another namespace now")
+			}
+			client, err := sockdiag.Dial()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			return fn(p, client)
+		})
+		if err == nil || errors.Is(err, os.ErrNotExist) { // it went
+			continue
+		}
+		s.mu.Lock()
+		s.unreadable++
+		if errors.Is(err, unix.EPERM) {
+			s.entryError = err
+		}
+		s.mu.Unlock()
+		if errors.Is(err, unix.EPERM) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// again visits the other namespaces if it is time to.
+func again[T any](s *SockDiag, last *sweep[T], fn func(place, *sockdiag.Client) ([]T, error)) error {
+	start := time.Now()
+	if start.Before(last.next) {
+		return nil
+	}
+	last.found = last.found[:0]
+	err := s.visit(func(p place, c *sockdiag.Client) error {
+		found, err := fn(p, c)
+		last.found = append(last.found, found...)
+		return err
+	})
+	took := time.Since(start)
+	last.next = start.Add(max(sweepInterval, sweepShare*took))
+	return err
+}
+
+// Namespaces reads the settings and counters of the namespaces.
+func (s *SockDiag) Namespaces() ([]Namespace, error) {
+	runtime.LockOSThread() // for the counters of this thread's namespace
+	defer runtime.UnlockOSThread()
+	own, err := s.settings(s.own)
+	if err != nil {
+		return nil, err
+	}
+	err = again(s, &s.others, func(p place, _ *sockdiag.Client) ([]Namespace, error) {
+		n, err := s.settings(p)
+		return []Namespace{n}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.namespaces = append(append(s.namespaces[:0], own), s.others.found...)
+	return s.namespaces, nil
+}
+
+func (s *SockDiag) settings(p place) (Namespace, error) {
+	n := Namespace{Inode: p.inode, Cookie: p.cookie, Initial: p.initial}
+	for i := range SysctlNames {
+		n.Sysctls[i] = -1
+		if v, err := netns.Sysctl(s.procfs, sysctlPath(i)); err == nil {
+			n.Sysctls[i] = v
+		}
+	}
+	events, err := netns.TCPExt(s.procfs)
+	if err != nil {
+		return n, err
+	}
+	for i, name := range EventNames {
+		n.Events[i], n.EventsKnown[i] = events[name]
+	}
+	return n, nil
+}
+
+// Sockets dumps all sockets of all namespaces that can be entered.
+func (s *SockDiag) Sockets() (*Sockets, error) {
+	s.census++
+	s.sockets = Sockets{Namespaces: s.sockets.Namespaces[:0], BoundKnown: s.bound}
+	if err := s.count(s.own, s.connected); err != nil {
+		return nil, err
+	}
+	if err := s.visit(s.count); err != nil {
+		return nil, err
+	}
+	for p, seen := range s.ports {
+		if s.census-seen > listeningFor {
+			delete(s.ports, p)
+		}
+	}
+	return &s.sockets, nil
+}
+
+// count adds the sockets of one namespace. Listeners come first in a dump
+// (inet_diag_dump_icsk), so the connections after them know their direction.
+func (s *SockDiag) count(p place, client *sockdiag.Client) error {
+	n := NamespaceSockets{Inode: p.inode, Cookie: p.cookie}
+	err := client.Dump(sockdiag.Query{}, func(sk *sockdiag.Socket) error {
+		state := sk.State.Reported()
+		if int(state) < len(n.States) {
+			n.States[state]++
+		}
+		local := port{p.inode, p.cookie, sk.Local.Port()}
+		if state == tcpstate.Listen {
+			if len(s.ports) < maxListeners {
+				s.ports[local] = s.census
+			}
+			return nil
+		}
+		receive, send, ok := sk.ByteQueues()
+		if !ok || receive|send == 0 {
+			return nil
+		}
+		direction := Outbound
+		if _, ok := s.ports[local]; ok {
+			direction = Inbound
+		}
+		n.Queues[direction].add(uint64(receive), uint64(send))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.sockets.Namespaces = append(s.sockets.Namespaces, n)
+	return nil
+}
+
+func (q *Queues) add(receive, send uint64) {
+	q.ReceiveBytes += receive
+	q.SendBytes += send
+	q.ReceiveMaxBytes = max(q.ReceiveMaxBytes, receive)
+	q.SendMaxBytes = max(q.SendMaxBytes, send)
+}
+
+// Listeners dumps the listening sockets.
+func (s *SockDiag) Listeners() ([]Listener, error) {
+	var err error
+	if s.listeners, err = list(s.listeners[:0], s.own, s.listening); err != nil {
+		return nil, err
+	}
+	err = again(s, &s.elsewhere, func(p place, c *sockdiag.Client) ([]Listener, error) {
+		return list(nil, p, c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.listeners = append(s.listeners, s.elsewhere.found...)
+	return s.listeners, nil
+}
+
+func list(into []Listener, p place, client *sockdiag.Client) ([]Listener, error) {
+	query := sockdiag.Query{States: tcpstate.MaskListen, Extensions: sockdiag.ExtSKMemInfo}
+	err := client.Dump(query, func(sk *sockdiag.Socket) error {
+		length, limit, ok := sk.AcceptQueue()
+		if !ok || len(into) == maxListeners {
+			return nil
+		}
+		memory, _ := sk.SKMemInfo()
+		into = append(into, Listener{
+			Key: sk.Cookie, Cookie: sk.Cookie, Inode: p.inode, NetnsCookie: p.cookie,
+			Address: sk.Local, Device: deviceName(sk.Interface),
+			AcceptQueue: length, Limit: limit, SynQueue: -1, Drops: memory.Drops,
+		})
+		return nil
+	})
+	return into, err
+}
+
+// deviceName asks the calling thread's namespace.
+func deviceName(index uint32) string {
+	if index == 0 {
+		return ""
+	}
+	unknown := "if" + strconv.Itoa(int(index))
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return unknown
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("x")
+	if err != nil {
+		return unknown
+	}
+	request.SetUint32(index)
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, request); err != nil {
+		return unknown
+	}
+	return request.Name()
+}
