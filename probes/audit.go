@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,7 +34,7 @@ var errDied = errors.New("the path leads to another namespace now")
 // Its rounds are for one goroutine at a time.
 type auditor struct {
 	budget float64 // CPU time per time
-	count  func() (*census.Sockets, error)
+	count  func(context.Context) (*census.Sockets, error)
 	find   func() (map[uint32]string, error)
 	bound  bool // sock_diag lists bound sockets (6.8+)
 	own    uint32
@@ -49,7 +50,7 @@ type auditor struct {
 	denied      error             // why no other namespace can be entered
 }
 
-func newAuditor(budget float64, count func() (*census.Sockets, error), find func() (map[uint32]string, error)) (*auditor, error) {
+func newAuditor(budget float64, count func(context.Context) (*census.Sockets, error), find func() (map[uint32]string, error)) (*auditor, error) {
 	bound, err := sockdiag.BoundInactiveSupported()
 	if err != nil {
 		return nil, err
@@ -67,7 +68,7 @@ func newAuditor(budget float64, count func() (*census.Sockets, error), find func
 
 // round audits one namespace after the other for as long as the budget lasts,
 // and goes on with the others the next time.
-func (a *auditor) round(now time.Time) error {
+func (a *auditor) round(ctx context.Context, now time.Time) error {
 	if !a.last.IsZero() {
 		a.credit += time.Duration(a.budget * float64(now.Sub(a.last)))
 		a.credit = min(a.credit, time.Duration(a.budget*float64(auditSaving)))
@@ -89,7 +90,7 @@ func (a *auditor) round(now time.Time) error {
 			return nil
 		}
 		a.audited[inode] = now
-		if err := a.audit(inode, paths[inode]); err != nil {
+		if err := a.audit(ctx, inode, paths[inode]); err != nil {
 			return err
 		}
 	}
@@ -117,7 +118,7 @@ func (a *auditor) paths() (map[uint32]string, error) {
 
 // audit checks one namespace and takes its cost from the credit. One that went
 // meanwhile, or that cannot be entered, is no error.
-func (a *auditor) audit(inode uint32, path string) error {
+func (a *auditor) audit(ctx context.Context, inode uint32, path string) error {
 	inside := func() error {
 		start := threadTime()
 		defer func() { a.credit -= threadTime() - start }()
@@ -129,7 +130,7 @@ func (a *auditor) audit(inode uint32, path string) error {
 			return err
 		}
 		defer client.Close()
-		return a.check(inode, client)
+		return a.check(ctx, inode, client)
 	}
 	if path == "" {
 		runtime.LockOSThread()
@@ -155,8 +156,11 @@ type tally struct {
 	mixed  uint64
 }
 
-func dump(client *sockdiag.Client) (t tally, err error) {
+func dump(ctx context.Context, client *sockdiag.Client) (t tally, err error) {
 	err = client.Dump(sockdiag.Query{}, func(s *sockdiag.Socket) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		state := s.State.Reported()
 		if int(state) < len(t.states) {
 			t.states[state]++
@@ -175,12 +179,12 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-func (a *auditor) check(inode uint32, client *sockdiag.Client) error {
-	before, err := dump(client)
+func (a *auditor) check(ctx context.Context, inode uint32, client *sockdiag.Client) error {
+	before, err := dump(ctx, client)
 	if err != nil {
 		return err
 	}
-	sockets, err := a.count()
+	sockets, err := a.count(ctx)
 	if err != nil {
 		return err
 	}
@@ -190,7 +194,7 @@ func (a *auditor) check(inode uint32, client *sockdiag.Client) error {
 			ours = n.States
 		}
 	}
-	after, err := dump(client)
+	after, err := dump(ctx, client)
 	if err != nil {
 		return err
 	}

@@ -202,7 +202,7 @@ func (p *Probes) openAudit() {
 		p.missing("audit", errors.New("the census itself is sock_diag's"))
 		return
 	}
-	count := func() (*census.Sockets, error) { return p.walk.States(true) }
+	count := func(ctx context.Context) (*census.Sockets, error) { return p.walk.States(ctx, true) }
 	auditor, err := newAuditor(p.opts.AuditBudget, count, p.names.Find)
 	if err != nil {
 		p.log.Warn("States are not audited", "reason", err)
@@ -224,9 +224,9 @@ func (p *Probes) Run(ctx context.Context) error {
 		taken := 0
 		takeCensus := func() {
 			_ = p.readNamespaces(true)
-			_ = p.takeCensus()
+			_ = p.takeCensus(ctx)
 			if taken++; p.auditor != nil && taken%auditEvery == 1 {
-				_ = p.audit()
+				_ = p.audit(ctx)
 			}
 		}
 		takeCensus()
@@ -263,6 +263,7 @@ func (p *Probes) read(name string, fn func() error) error {
 		p.sources[name] = s
 	}
 	switch {
+	case errors.Is(err, context.Canceled): // the end was asked for
 	case err != nil && s.Up:
 		p.log.Error("Source failed", "source", name, "err", err)
 	case err == nil && !s.Up:
@@ -333,9 +334,9 @@ func (p *Probes) sample() error {
 }
 
 // takeCensus counts all sockets.
-func (p *Probes) takeCensus() error {
+func (p *Probes) takeCensus(ctx context.Context) error {
 	return p.read(SourceSockets, func() error {
-		sockets, err := p.source.Sockets()
+		sockets, err := p.source.Sockets(ctx)
 		if err != nil {
 			return err
 		}
@@ -350,8 +351,8 @@ func (p *Probes) takeCensus() error {
 	})
 }
 
-func (p *Probes) audit() error {
-	return p.read(SourceAudit, func() error { return p.auditor.round(time.Now()) })
+func (p *Probes) audit(ctx context.Context) error {
+	return p.read(SourceAudit, func() error { return p.auditor.round(ctx, time.Now()) })
 }
 
 // Snapshot reads the listeners and namespaces anew and joins them with the

@@ -8,6 +8,7 @@
 package census
 
 import (
+	"context"
 	"net/netip"
 
 	"sockq/probes/tcpstate"
@@ -31,8 +32,8 @@ type Source interface {
 	// TcpExt counters. The result is valid until the next call.
 	Namespaces() ([]Namespace, error)
 	// Sockets counts all sockets of all namespaces. The result is valid
-	// until the next call.
-	Sockets() (*Sockets, error)
+	// until the next call. It ends soon after ctx.
+	Sockets(ctx context.Context) (*Sockets, error)
 	// Listeners reads every listening socket of the node. The result is
 	// valid until the next call.
 	Listeners() ([]Listener, error)

@@ -1,6 +1,8 @@
 package census
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -249,13 +251,14 @@ func (s *SockDiag) settings(p place) (Namespace, error) {
 }
 
 // Sockets dumps all sockets of all namespaces that can be entered.
-func (s *SockDiag) Sockets() (*Sockets, error) {
+func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
 	s.census++
 	s.sockets = Sockets{Namespaces: s.sockets.Namespaces[:0], BoundKnown: s.bound}
-	if err := s.count(s.own, s.connected); err != nil {
+	if err := s.count(ctx, s.own, s.connected); err != nil {
 		return nil, err
 	}
-	if err := s.visit(s.count); err != nil {
+	err := s.visit(func(p place, client *sockdiag.Client) error { return s.count(ctx, p, client) })
+	if err = cmp.Or(ctx.Err(), err); err != nil {
 		return nil, err
 	}
 	for p, seen := range s.ports {
@@ -268,9 +271,12 @@ func (s *SockDiag) Sockets() (*Sockets, error) {
 
 // count adds the sockets of one namespace. Listeners come first in a dump
 // (inet_diag_dump_icsk), so the connections after them know their direction.
-func (s *SockDiag) count(p place, client *sockdiag.Client) error {
+func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) error {
 	n := NamespaceSockets{Inode: p.inode, Cookie: p.cookie}
 	err := client.Dump(sockdiag.Query{}, func(sk *sockdiag.Socket) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		state := sk.State.Reported()
 		if int(state) < len(n.States) {
 			n.States[state]++

@@ -8,6 +8,7 @@ package census
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_record -type list_walk -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" namespaces bpf/namespaces.bpf.c
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -372,23 +373,23 @@ func (w *Walk) tables() ([]table, error) {
 }
 
 // Sockets counts all sockets of the node with their byte queues.
-func (w *Walk) Sockets() (*Sockets, error) {
-	return w.count(w.sockets.WalkQueues, w.bound)
+func (w *Walk) Sockets(ctx context.Context) (*Sockets, error) {
+	return w.count(ctx, w.sockets.WalkQueues, w.bound)
 }
 
 // States counts all sockets of the node by state only, and bound ones if asked
 // to; each that is left out makes it cheaper. The result is valid until the next
 // call of States or Sockets.
-func (w *Walk) States(bound bool) (*Sockets, error) {
+func (w *Walk) States(ctx context.Context, bound bool) (*Sockets, error) {
 	if !bound {
-		return w.count(w.sockets.WalkStates, nil)
+		return w.count(ctx, w.sockets.WalkStates, nil)
 	}
-	return w.count(w.sockets.WalkStates, w.bound)
+	return w.count(ctx, w.sockets.WalkStates, w.bound)
 }
 
-func (w *Walk) count(connected *ebpf.Program, bound *boundObjects) (*Sockets, error) {
+func (w *Walk) count(ctx context.Context, connected *ebpf.Program, bound *boundObjects) (*Sockets, error) {
 	for attempt := 1; ; attempt++ {
-		moved, err := w.countOnce(connected, bound)
+		moved, err := w.countOnce(ctx, connected, bound)
 		if err != nil {
 			return nil, err
 		}
@@ -425,7 +426,7 @@ func (w *Walk) count(connected *ebpf.Program, bound *boundObjects) (*Sockets, er
 
 // countOnce walks every table once. moved counts the chains that a socket left
 // under the walk; then the counts may be off by a few.
-func (w *Walk) countOnce(connected *ebpf.Program, bound *boundObjects) (moved uint32, err error) {
+func (w *Walk) countOnce(ctx context.Context, connected *ebpf.Program, bound *boundObjects) (moved uint32, err error) {
 	tables, err := w.tables()
 	if err != nil {
 		return 0, err
@@ -435,14 +436,14 @@ func (w *Walk) countOnce(connected *ebpf.Program, bound *boundObjects) (moved ui
 	}
 	w.census++
 	shared := tables[0]
-	m, ports, err := w.walk(w.sockets.WalkListening, shared)
+	m, ports, err := w.walk(ctx, w.sockets.WalkListening, shared)
 	if err != nil {
 		return 0, fmt.Errorf("walk listening sockets: %w", err)
 	}
 	moved += m
 	w.lose("listening_ports", uint64(ports))
 	for _, t := range tables {
-		m, lost, err := w.walk(connected, t)
+		m, lost, err := w.walk(ctx, connected, t)
 		if err != nil {
 			return 0, fmt.Errorf("walk connected sockets: %w", err)
 		}
@@ -450,7 +451,7 @@ func (w *Walk) countOnce(connected *ebpf.Program, bound *boundObjects) (moved ui
 		w.lose("census_sockets", uint64(lost))
 	}
 	if bound != nil {
-		_, lost, err := w.walk(bound.WalkBound, shared)
+		_, lost, err := w.walk(ctx, bound.WalkBound, shared)
 		if err != nil {
 			return 0, fmt.Errorf("walk bound sockets: %w", err)
 		}
@@ -468,9 +469,12 @@ func (w *Walk) countOnce(connected *ebpf.Program, bound *boundObjects) (moved ui
 const bucketsPerCall = 1 << 14
 
 // walk calls a program until it reached the end of its table.
-func (w *Walk) walk(program *ebpf.Program, t table) (moved, lost uint32, err error) {
+func (w *Walk) walk(ctx context.Context, program *ebpf.Program, t table) (moved, lost uint32, err error) {
 	state := socketsWalk{Hashinfo: t.hashinfo, Cookie: t.cookie, Census: w.census}
 	for {
+		if err := ctx.Err(); err != nil {
+			return 0, 0, err
+		}
 		start := state.Start
 		state.End = start + bucketsPerCall
 		ret, err := program.Run(&ebpf.RunOptions{Context: &state, ContextOut: &state})

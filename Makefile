@@ -1,0 +1,18 @@
+# The short way to what is done often. Everything works without make, too.
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o sockq ./agent
+
+# Installs what the tests need and runs them as root, as the README says.
+test:
+	bash .ci/test
+
+# Compiles the BPF objects again (clang-19, llvm-19 and libbpf-dev from Debian).
+generate:
+	go generate ./...
+
+# Measures against ss, iter/tcp and sock_diag, and writes the README's table.
+bench:
+	go run ./probes/bench
+
+.PHONY: build test generate bench
