@@ -45,8 +45,7 @@ type SockDiag struct {
 	connected, listening *sockdiag.Client // of the own namespace
 
 	sockets    Sockets
-	ports      map[port]uint32 // listened on, and the census that saw it last
-	census     uint32
+	ports      map[uint16]bool // that the namespace being counted listens on
 	listeners  []Listener
 	elsewhere  sweep[Listener]
 	namespaces []Namespace
@@ -64,12 +63,6 @@ type place struct {
 	initial bool
 }
 
-type port struct {
-	inode  uint32
-	cookie uint64
-	number uint16
-}
-
 // sweep is what the last visit to all other namespaces found.
 type sweep[T any] struct {
 	found []T
@@ -79,7 +72,7 @@ type sweep[T any] struct {
 // OpenSockDiag opens sock_diag in the calling thread's namespace. find lists the
 // namespaces that can be entered by inode and path.
 func OpenSockDiag(procfs string, find func() (map[uint32]string, error)) (_ *SockDiag, err error) {
-	s := &SockDiag{procfs: procfs, find: find, ports: make(map[port]uint32)}
+	s := &SockDiag{procfs: procfs, find: find, ports: make(map[uint16]bool)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -252,7 +245,6 @@ func (s *SockDiag) settings(p place) (Namespace, error) {
 
 // Sockets dumps all sockets of all namespaces that can be entered.
 func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
-	s.census++
 	s.sockets = Sockets{Namespaces: s.sockets.Namespaces[:0], BoundKnown: s.bound}
 	if err := s.count(ctx, s.own, s.connected); err != nil {
 		return nil, err
@@ -261,11 +253,6 @@ func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
 	if err = cmp.Or(ctx.Err(), err); err != nil {
 		return nil, err
 	}
-	for p, seen := range s.ports {
-		if s.census-seen > listeningFor {
-			delete(s.ports, p)
-		}
-	}
 	return &s.sockets, nil
 }
 
@@ -273,6 +260,7 @@ func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
 // (inet_diag_dump_icsk), so the connections after them know their direction.
 func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) error {
 	n := NamespaceSockets{Inode: p.inode, Cookie: p.cookie}
+	clear(s.ports)
 	err := client.Dump(sockdiag.Query{}, func(sk *sockdiag.Socket) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -281,19 +269,16 @@ func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) 
 		if int(state) < len(n.States) {
 			n.States[state]++
 		}
-		local := port{p.inode, p.cookie, sk.Local.Port()}
 		if state == tcpstate.Listen {
-			if len(s.ports) < maxListeners {
-				s.ports[local] = s.census
-			}
+			s.ports[sk.Local.Port()] = true
 			return nil
 		}
 		receive, send, ok := sk.ByteQueues()
-		if !ok || receive|send == 0 {
+		if !ok || state == tcpstate.Close || receive|send == 0 {
 			return nil
 		}
 		direction := Outbound
-		if _, ok := s.ports[local]; ok {
+		if s.ports[sk.Local.Port()] {
 			direction = Inbound
 		}
 		n.Queues[direction].add(uint64(receive), uint64(send))

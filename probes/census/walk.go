@@ -30,9 +30,8 @@ const (
 
 	// A census that a moving socket disturbed is taken again, this often.
 	maxAttempts = 3
-	// A port counts as listened on for this many censuses after its last
-	// listener went, so that connections which outlive it stay inbound.
-	listeningFor = 60
+	// The map of ports that were listened on is swept after this many censuses.
+	sweepPortsEvery = 64
 )
 
 // Walk reads the kernel's own tables with BPF programs, without a lock and for
@@ -457,7 +456,7 @@ func (w *Walk) countOnce(ctx context.Context, connected *ebpf.Program, bound *bo
 		}
 		w.lose("census_sockets", uint64(lost))
 	}
-	if w.census%listeningFor == 0 {
+	if w.census%sweepPortsEvery == 0 {
 		if err := w.forgetPorts(); err != nil {
 			return 0, fmt.Errorf("forget listening ports: %w", err)
 		}
@@ -514,14 +513,14 @@ func (w *Walk) reset() error {
 	return writeArray(w.sockets.SlotsUsed, used[:])
 }
 
-// forgetPorts removes the ports that no census saw lately.
+// forgetPorts removes the ports that this census did not see.
 func (w *Walk) forgetPorts() error {
 	var port uint64
 	var seen uint32
 	var old []uint64
 	entries := w.sockets.Listening.Iterate()
 	for entries.Next(&port, &seen) {
-		if w.census-seen > listeningFor {
+		if seen != w.census {
 			old = append(old, port)
 		}
 	}

@@ -18,12 +18,13 @@ struct {
 	__type(value, __u32);
 } listening SEC(".maps");
 
-static __always_inline void count_queues(struct namespace_sockets *ns, __u64 cookie, __u64 sk, __u16 port)
+static __always_inline void count_queues(struct walk *w, struct namespace_sockets *ns, __u64 cookie, __u64 sk, __u16 port)
 {
 	struct tcp_sock *tp = CAST(sk, struct tcp_sock);
 	__s32 receive = tp->rcv_nxt - tp->copied_seq;
 	__u32 send = tp->write_seq - tp->snd_una;
 	struct queue_sums *q;
+	__u32 *seen;
 	__u64 key;
 
 	if (receive < 0)
@@ -31,7 +32,8 @@ static __always_inline void count_queues(struct namespace_sockets *ns, __u64 coo
 	if (!receive && !send)
 		return;
 	key = cookie << 16 | port;
-	q = &ns->queues[bpf_map_lookup_elem(&listening, &key) ? 0 : 1];
+	seen = bpf_map_lookup_elem(&listening, &key);
+	q = &ns->queues[seen && *seen == w->census ? 0 : 1];
 	q->receive_bytes += receive;
 	q->send_bytes += send;
 	if (q->receive_max_bytes < receive)
@@ -56,7 +58,7 @@ static __always_inline void count_socket(struct walk *w, struct cursor *at, __u6
 	if (state == TCP_TIME_WAIT)
 		state = CAST(sk, struct inet_timewait_sock)->tw_substate;
 	else if (queues && state != TCP_NEW_SYN_RECV)
-		count_queues(ns, at->cookie, sk, common->skc_num);
+		count_queues(w, ns, at->cookie, sk, common->skc_num);
 	if (state == TCP_NEW_SYN_RECV)
 		state = TCP_SYN_RECV;
 	if (state < TCP_STATES)
