@@ -53,6 +53,7 @@ type labels struct{ namespace, address string }
 // set is the sockets behind one pair of labels.
 type set struct {
 	Listener
+	cookie   uint64 // of the namespace
 	own      bool   // false: Other
 	sample   uint64 // the last in which a socket was there
 	fresh    bool   // nothing to integrate from yet
@@ -224,16 +225,11 @@ func (s *set) vanish(now time.Time) bool {
 
 // drop removes the sets that vanished long ago.
 func (l *ledger) drop(now time.Time) {
-	l.all = slices.DeleteFunc(l.all, func(s *set) bool {
-		if s.Live || now.Sub(s.vanished) < keepVanished {
-			return false
+	for _, s := range slices.Clone(l.all) {
+		if !s.Live && now.Sub(s.vanished) >= keepVanished {
+			l.remove(s)
 		}
-		delete(l.sets, labels{s.Namespace, s.Address})
-		if s.own {
-			l.owned--
-		}
-		return true
-	})
+	}
 }
 
 // assign gives a socket the set of its labels. Where there are too many, the
@@ -251,20 +247,38 @@ func (l *ledger) assign(s *socket, r *census.Listener) {
 		key, own = labels{namespace, Other}, false
 	}
 	s.set = l.sets[key]
-	if s.set != nil {
-		return
+	if s.set != nil && own && (s.set.Inode != r.Inode || s.set.cookie != r.NetnsCookie) {
+		// Another namespace got the number or the name of one that is gone.
+		l.remove(s.set)
+		s.set = nil
 	}
+	if s.set == nil {
+		s.set = l.begin(key, r.Inode, r.NetnsCookie, own)
+	}
+}
+
+func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 	l.nextID++
-	s.set = &set{
-		Listener: Listener{ID: l.nextID, Namespace: key.namespace, Inode: r.Inode, Address: key.address},
+	s := &set{
+		Listener: Listener{ID: l.nextID, Namespace: key.namespace, Inode: inode, Address: key.address},
+		cookie:   cookie,
 		own:      own,
 	}
 	if own {
 		l.owned++
 	}
-	l.sets[key] = s.set
-	l.all = append(l.all, s.set)
+	l.sets[key] = s
+	l.all = append(l.all, s)
 	l.sorted = false
+	return s
+}
+
+func (l *ledger) remove(s *set) {
+	delete(l.sets, labels{s.Namespace, s.Address})
+	if s.own {
+		l.owned--
+	}
+	l.all = slices.DeleteFunc(l.all, func(o *set) bool { return o == s })
 }
 
 func (l *ledger) forget(key uint64, s *socket) {
@@ -283,12 +297,24 @@ func (l *ledger) leave(s *socket) {
 }
 
 // renamed starts new sets for the sockets of a namespace whose name changed:
-// labels are frozen when a series starts.
+// labels are frozen when a series starts. Only the peaks go along, since they
+// are of the same sockets.
 func (l *ledger) renamed(inode uint32, cookie uint64) {
 	for _, s := range l.sockets {
 		if s.listener.Inode == inode && s.listener.NetnsCookie == cookie {
 			l.leave(s)
 		}
+	}
+	for _, old := range slices.Clone(l.all) {
+		if !old.own || !old.Live || old.Inode != inode || old.cookie != cookie {
+			continue
+		}
+		key := labels{l.name(inode, cookie), old.Address}
+		if key.namespace == old.Namespace || l.sets[key] != nil || l.owned >= l.max {
+			continue
+		}
+		s := l.begin(key, inode, cookie, true)
+		s.peak, s.synPeak, s.peakRatio = old.peak, old.synPeak, old.peakRatio
 	}
 }
 

@@ -268,16 +268,38 @@ func TestRenamedNamespaceStartsNewSets(t *testing.T) {
 	b.after(0, l)
 	l.Drops = 9
 	b.after(tick, l)
+	l.AcceptQueue = 6
+	b.after(tick, l)
 	name = "web"
 	b.renamed(1, 1)
-	l.Drops = 10
+	l.Drops, l.AcceptQueue = 10, 0
 	b.after(tick, l)
-	got := map[string]uint64{}
+	got := map[string]Listener{}
 	for _, l := range b.snapshot() {
-		got[l.Namespace] = l.SocketDrops
+		got[l.Namespace] = l
 	}
-	if len(got) != 2 || got["4026532000"] != 2 || got["web"] != 1 {
-		t.Errorf("drops by namespace are %v", got)
+	if len(got) != 2 || got["4026532000"].SocketDrops != 2 || got["web"].SocketDrops != 1 || got["web"].Peak != 6 {
+		t.Errorf("sets by namespace are %+v", got)
+	}
+	if got["4026532000"].Live || !got["web"].Live {
+		t.Errorf("sets by namespace are %+v", got)
+	}
+}
+
+// The number of a namespace that is gone comes back with another one.
+func TestAnotherNamespaceOfTheSameNameStartsAtZero(t *testing.T) {
+	b := newBench(1)
+	l := listener(1, "0.0.0.0:80", 4, 5)
+	b.after(0, l)
+	l.Drops = 9
+	b.after(tick, l)
+	b.after(tick)
+	other := listener(2, "0.0.0.0:80", 1, 5)
+	other.NetnsCookie = 2
+	b.after(tick, other)
+	got := b.find(t, "0.0.0.0:80")
+	if got.SocketDrops != 0 || got.Peak != 1 || len(b.snapshot()) != 1 || b.owned != 1 {
+		t.Errorf("listener is %+v, %d sets", got, b.owned)
 	}
 }
 

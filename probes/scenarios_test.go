@@ -1,0 +1,393 @@
+package probes
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"sockq/probes/census"
+	"sockq/probes/netns"
+	"sockq/probes/scenario"
+	"sockq/probes/tcpstate"
+)
+
+// open starts probes that find the namespaces of dir and are driven by hand.
+func open(t testing.TB, mechanism census.Mechanism, dir string) *Probes {
+	t.Helper()
+	p, err := Open(Options{Mechanism: mechanism, NetnsPath: dir, AuditBudget: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// openBeside starts probes that can enter a namespace.
+func openBeside(t *testing.T, ns *scenario.Namespace) *Probes {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Symlink(ns.Path(), filepath.Join(dir, "beside")); err != nil {
+		t.Fatal(err)
+	}
+	return open(t, census.MechanismWalk, dir)
+}
+
+// TestScenarios holds the Snapshot against every scenario: what sockq shows is
+// what the scenario did, what sock_diag has, and what ss prints.
+func TestScenarios(t *testing.T) {
+	p := open(t, census.MechanismWalk, t.TempDir())
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { // the samples between the checks, for the peaks
+		defer close(ended)
+		every(ctx, p.opts.ListenerInterval, func() { _ = p.sample() })
+	}()
+	defer func() { stop(); <-ended }()
+	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
+		t.Helper()
+		if want.Gone {
+			eventually(t, func() []string {
+				if n, _ := look(t, p, ns); n != nil {
+					return []string{"the namespace is still shown"}
+				}
+				return nil
+			})
+			return
+		}
+		report(t, compare(t, p, ns, want))
+		audit(t, p, ns)
+	})
+	if p.auditor.checks == 0 || p.auditor.skipped > p.auditor.checks {
+		t.Errorf("%d audits, %d skipped", p.auditor.checks, p.auditor.skipped)
+	}
+}
+
+// TestScenariosWithoutBPF does the same for some with the sock_diag source, which
+// looks at other namespaces now and then.
+func TestScenariosWithoutBPF(t *testing.T) {
+	dir := t.TempDir()
+	p := open(t, census.MechanismSockDiag, dir)
+	played := 0
+	for _, sc := range scenario.All {
+		if !slices.Contains([]string{"mixed", "unread", "SO_REUSEPORT", "bound_to_device", "SYN_cookies"}, sc.Name) {
+			continue
+		}
+		played++
+		t.Run(sc.Name, func(t *testing.T) {
+			ns, want := sc.Hold(t, scenario.IPv6)
+			link := filepath.Join(dir, sc.Name)
+			if err := os.Symlink(ns.Path(), link); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(link)
+			eventually(t, func() []string { return compare(t, p, ns, want) })
+		})
+	}
+	if played != 5 {
+		t.Errorf("%d scenarios played", played)
+	}
+}
+
+func eventually(t *testing.T, problems func() []string) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		found := problems()
+		if len(found) == 0 || time.Now().After(end) {
+			report(t, found)
+			return
+		}
+	}
+}
+
+func report(t *testing.T, problems []string) {
+	t.Helper()
+	for _, p := range problems {
+		t.Error(p)
+	}
+}
+
+// compare tells in what the Snapshot differs from a scenario.
+func compare(t *testing.T, p *Probes, ns *scenario.Namespace, want scenario.Expect) (problems []string) {
+	t.Helper()
+	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	n, listeners := look(t, p, ns)
+	if n == nil {
+		return []string{"the namespace is not shown"}
+	}
+	if n.States != want.States || !n.SocketsKnown || !n.BoundKnown {
+		add("states are\n%v, want\n%v", n.States, want.States)
+	}
+	for d, q := range map[census.Direction]scenario.Queues{census.Inbound: want.Inbound, census.Outbound: want.Outbound} {
+		if n.Queues[d] != census.Queues(q) {
+			add("%s queues are %+v, want %+v", d, n.Queues[d], q)
+		}
+	}
+	netstat := ns.Netstat()
+	for i, event := range census.EventNames {
+		if v, ok := netstat[event]; ok != n.EventsKnown[i] || v != n.Events[i] && !want.Retransmits {
+			add("%s is %d (%v), netstat has %d (%v)", event, n.Events[i], n.EventsKnown[i], v, ok)
+		}
+	}
+	return append(append(problems, compareListeners(p.walk != nil, listeners, want)...), compareSS(t, ns, n, listeners)...)
+}
+
+// look takes a census and finds a namespace and its live listeners in the
+// Snapshot.
+func look(t *testing.T, p *Probes, ns *scenario.Namespace) (*Namespace, map[string]Listener) {
+	t.Helper()
+	if err := p.readNamespaces(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.takeCensus(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	listeners := make(map[string]Listener)
+	for _, l := range s.Listeners {
+		if l.Inode == ns.Inode() && l.Live {
+			listeners[l.Address] = l
+		}
+	}
+	i := slices.IndexFunc(s.Namespaces, func(n Namespace) bool { return n.Inode == ns.Inode() })
+	if i < 0 {
+		return nil, listeners
+	}
+	return &s.Namespaces[i], listeners
+}
+
+// compareListeners folds the sockets of an address, as the labels do.
+func compareListeners(walk bool, got map[string]Listener, want scenario.Expect) (problems []string) {
+	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	folded := make(map[string]*Listener)
+	for _, l := range want.Listeners {
+		f := folded[l.String()]
+		if f == nil {
+			f = new(Listener)
+			folded[l.String()] = f
+		}
+		f.Sockets++
+		f.AcceptQueue += uint64(l.AcceptQueue)
+		f.AcceptQueueLimit += uint64(l.Limit)
+		f.FillRatio = max(f.FillRatio, float64(l.AcceptQueue)/float64(l.Limit+1))
+		f.SynQueue += uint64(l.SynQueue)
+		f.SocketDrops += uint64(l.Drops)
+		f.Peak = max(f.Peak, uint64(l.Peak), uint64(l.AcceptQueue))
+	}
+	if len(got) != len(folded) {
+		add("%d listeners, want %d: %+v", len(got), len(folded), got)
+	}
+	for address, w := range folded {
+		g, ok := got[address]
+		if !ok {
+			add("listener %s is not shown", address)
+			continue
+		}
+		if g.Sockets != w.Sockets || g.AcceptQueue != w.AcceptQueue || g.AcceptQueueLimit != w.AcceptQueueLimit || g.FillRatio != w.FillRatio {
+			add("listener %s is %+v, want %+v", address, g, *w)
+		}
+		if g.SocketDrops != w.SocketDrops && !(want.Retransmits && g.SocketDrops > w.SocketDrops) {
+			add("listener %s dropped %d, want %d", address, g.SocketDrops, w.SocketDrops)
+		}
+		if g.SynQueueKnown != walk || walk && g.SynQueue != w.SynQueue {
+			add("SYN queue of %s is %d (known: %v), want %d", address, g.SynQueue, g.SynQueueKnown, w.SynQueue)
+		}
+		// The visits of sock_diag are too rare for what drains.
+		if walk && g.Peak < w.Peak {
+			add("peak of %s is %d, want %d", address, g.Peak, w.Peak)
+		}
+	}
+	return problems
+}
+
+// compareSS holds the Snapshot against what ss prints in the namespace: the
+// states that it shows, and the listeners.
+func compareSS(t *testing.T, ns *scenario.Namespace, n *Namespace, listeners map[string]Listener) (problems []string) {
+	t.Helper()
+	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	var states [tcpstate.Count]uint64
+	type queues struct{ length, limit uint64 }
+	shown := make(map[string]queues)
+	for _, fields := range ss(t, ns, "-Htan") {
+		state, ok := ssStates[fields[0]]
+		if !ok {
+			t.Fatalf("ss shows a state %q", fields[0])
+		}
+		states[state]++
+	}
+	for _, fields := range ss(t, ns, "-Htln") {
+		length, err1 := strconv.ParseUint(fields[1], 10, 64)
+		limit, err2 := strconv.ParseUint(fields[2], 10, 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("ss prints %q", fields)
+		}
+		q := shown[ssAddress(fields[3])]
+		shown[ssAddress(fields[3])] = queues{q.length + length, q.limit + limit}
+	}
+	for _, s := range tcpstate.All {
+		if s != tcpstate.Close && states[s] != n.States[s] {
+			add("%d sockets in %s, ss shows %d", n.States[s], s, states[s])
+		}
+	}
+	if len(shown) != len(listeners) {
+		add("%d listeners, ss shows %v", len(listeners), shown)
+	}
+	for address, l := range listeners {
+		if got := (queues{l.AcceptQueue, l.AcceptQueueLimit}); got != shown[ssAddress(address)] {
+			add("listener %s has %+v, ss shows %+v", address, got, shown[ssAddress(address)])
+		}
+	}
+	return problems
+}
+
+// ssAddress is an address of either kind in one spelling: ss puts the device
+// before the port and writes :: as *.
+func ssAddress(s string) string {
+	s, device, _ := strings.Cut(s, "%")
+	if colon := strings.LastIndex(device, ":"); colon >= 0 {
+		s, device = s+device[colon:], device[:colon]
+	}
+	s = strings.Replace(strings.Replace(s, "[::]", "*", 1), "0.0.0.0:", "*:", 1)
+	return s + "%" + device
+}
+
+var ssStates = map[string]tcpstate.State{
+	"ESTAB": tcpstate.Established, "SYN-SENT": tcpstate.SynSent, "SYN-RECV": tcpstate.SynRecv,
+	"FIN-WAIT-1": tcpstate.FinWait1, "FIN-WAIT-2": tcpstate.FinWait2, "TIME-WAIT": tcpstate.TimeWait,
+	"UNCONN": tcpstate.Close, "CLOSE-WAIT": tcpstate.CloseWait, "LAST-ACK": tcpstate.LastAck,
+	"LISTEN": tcpstate.Listen, "CLOSING": tcpstate.Closing,
+}
+
+// ss runs ss inside the namespace and splits what it prints. Kernel guests have
+// no ss; wherever there should be one, its absence is a failure.
+func ss(t *testing.T, ns *scenario.Namespace, flags string) (lines [][]string) {
+	t.Helper()
+	path, err := exec.LookPath("ss")
+	if err != nil {
+		t.Fatal("ss is missing: apt-get install iproute2")
+	}
+	var out []byte
+	if err := netns.Do(ns.Path(), func() (err error) {
+		out, err = exec.Command(path, flags).Output()
+		return err
+	}); err != nil {
+		t.Fatalf("run ss %s: %v", flags, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			lines = append(lines, fields)
+		}
+	}
+	return lines
+}
+
+// audit runs rounds until the namespace was audited, and expects no difference.
+func audit(t *testing.T, p *Probes, ns *scenario.Namespace) {
+	t.Helper()
+	p.auditor.find = func() (map[uint32]string, error) {
+		return map[uint32]string{ns.Inode(): ns.Path()}, nil
+	}
+	for end := time.Now().Add(10 * time.Second); ; {
+		delete(p.auditor.audited, ns.Inode())
+		delete(p.auditor.differences, ns.Inode())
+		p.auditor.credit = time.Second
+		if err := p.audit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if difference, ok := p.auditor.differences[ns.Inode()]; ok {
+			if difference != 0 {
+				t.Errorf("audit difference is %d", difference)
+			}
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("no audit came about")
+		}
+	}
+}
+
+// An audit that finds what is not there says so.
+func TestAuditTellsALie(t *testing.T) {
+	ns, want := scenario.Mixed.Hold(t, scenario.IPv4)
+	p := openBeside(t, ns)
+	honest := p.auditor.count
+	p.auditor.count = func(ctx context.Context) (*census.Sockets, error) {
+		sockets, err := honest(ctx)
+		for i := range sockets.Namespaces {
+			if n := &sockets.Namespaces[i]; n.Inode == ns.Inode() {
+				n.States[tcpstate.Established] += 3
+				n.States[tcpstate.Listen]--
+			}
+		}
+		return sockets, err
+	}
+	if err := p.audit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range s.Namespaces {
+		if n.Inode == ns.Inode() && (!n.Audited || n.StateDifference != 4) {
+			t.Errorf("difference is %d (audited: %v), want 4", n.StateDifference, n.Audited)
+		}
+	}
+	if want.States[tcpstate.Established] == 0 {
+		t.Errorf("nothing was there: %v", want.States)
+	}
+}
+
+// An audit while sockets come and go is given up, not wrong.
+func TestAuditIsSkippedWhileSocketsMove(t *testing.T) {
+	s := scenario.NewStage(t, scenario.IPv4)
+	p := openBeside(t, s.NS)
+	l := s.Listen(100)
+	honest := p.auditor.count
+	p.auditor.count = func(ctx context.Context) (*census.Sockets, error) {
+		s.Connect(l.Addr()) // between the dumps
+		return honest(ctx)
+	}
+	if err := p.audit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := p.auditor.differences[s.NS.Inode()]; ok || p.auditor.skipped == 0 {
+		t.Errorf("differences are %v, %d skipped", p.auditor.differences, p.auditor.skipped)
+	}
+}
+
+// The budget bounds how often audits take place.
+func TestAuditKeepsItsBudget(t *testing.T) {
+	p := open(t, census.MechanismWalk, t.TempDir())
+	p.auditor.budget = 0.001
+	p.auditor.credit = 0
+	now := time.Now()
+	p.auditor.last = now
+	if err := p.auditor.round(context.Background(), now); err != nil {
+		t.Fatal(err)
+	}
+	if p.auditor.checks+p.auditor.skipped != 0 {
+		t.Fatal("an audit without credit")
+	}
+	for range 100 {
+		now = now.Add(time.Second)
+		if err := p.auditor.round(context.Background(), now); err != nil {
+			t.Fatal(err)
+		}
+		if p.auditor.credit > 60*time.Millisecond {
+			t.Fatalf("credit grew to %v", p.auditor.credit)
+		}
+	}
+	if p.auditor.checks+p.auditor.skipped == 0 {
+		t.Error("no audit in 100 s with a budget of 100 ms")
+	}
+}
