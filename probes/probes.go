@@ -67,6 +67,8 @@ const (
 	SourceAudit      = "audit"
 )
 
+var errClosed = errors.New("the probes are closed")
+
 // Probes are the running probes of the node.
 type Probes struct {
 	opts    Options
@@ -84,6 +86,7 @@ type Probes struct {
 	registry   *registry
 	listeners  sync.Mutex // one reader of source.Listeners, and the ledger
 	ledger     *ledger
+	closed     bool // changed under both
 
 	mu         sync.Mutex // what follows
 	counted    map[identity]census.NamespaceSockets
@@ -285,6 +288,9 @@ func (p *Probes) readNamespaces(refresh bool) error {
 	return p.read(SourceNamespaces, func() error {
 		p.namespaces.Lock()
 		defer p.namespaces.Unlock()
+		if p.closed {
+			return errClosed
+		}
 		list, err := p.source.Namespaces()
 		if err != nil {
 			return err
@@ -304,33 +310,38 @@ func (p *Probes) readNamespaces(refresh bool) error {
 // sample reads all listeners into the ledger.
 func (p *Probes) sample() error {
 	return p.read(SourceListeners, func() error {
-		p.listeners.Lock()
-		list, err := p.source.Listeners()
-		if err != nil {
-			p.listeners.Unlock()
+		strangers, err := p.addSample(false)
+		if err != nil || !strangers {
 			return err
 		}
-		now := time.Now()
-		stranger := slices.ContainsFunc(list, func(l census.Listener) bool {
-			return !p.registry.knows(l.Inode, l.NetnsCookie)
-		})
-		if stranger {
-			// Its labels need its name, and its settings its limits.
-			p.listeners.Unlock()
-			if err := p.readNamespaces(false); err != nil {
-				return err
-			}
-			p.listeners.Lock()
-			if list, err = p.source.Listeners(); err != nil {
-				p.listeners.Unlock()
-				return err
-			}
-			now = time.Now()
+		// Their labels need their namespace's name, and its settings.
+		if err := p.readNamespaces(false); err != nil {
+			return err
 		}
-		p.ledger.add(now, list)
-		p.listeners.Unlock()
-		return nil
+		_, err = p.addSample(true)
+		return err
 	})
+}
+
+// addSample reads all listeners and adds them, unless some are of a namespace
+// that is not known and it matters.
+func (p *Probes) addSample(anyway bool) (strangers bool, err error) {
+	p.listeners.Lock()
+	defer p.listeners.Unlock()
+	if p.closed {
+		return false, errClosed
+	}
+	list, err := p.source.Listeners()
+	if err != nil {
+		return false, err
+	}
+	strangers = slices.ContainsFunc(list, func(l census.Listener) bool {
+		return !p.registry.knows(l.Inode, l.NetnsCookie)
+	})
+	if !strangers || anyway {
+		p.ledger.add(time.Now(), list)
+	}
+	return strangers, nil
 }
 
 // takeCensus counts all sockets.
@@ -423,8 +434,14 @@ func (p *Probes) Ready() bool {
 	return p.counted != nil
 }
 
-// Close detaches everything. Run must have returned.
+// Close detaches everything. Run must have returned; a Snapshot after it shows
+// what was known before.
 func (p *Probes) Close() error {
+	p.namespaces.Lock()
+	defer p.namespaces.Unlock()
+	p.listeners.Lock()
+	defer p.listeners.Unlock()
+	p.closed = true
 	var err error
 	if p.stats != nil {
 		err = p.stats.Close()

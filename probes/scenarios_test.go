@@ -391,3 +391,20 @@ func TestAuditKeepsItsBudget(t *testing.T) {
 		t.Error("no audit in 100 s with a budget of 100 ms")
 	}
 }
+
+// A scrape may outlive the server; it must not outlive the process by a crash.
+func TestSnapshotAfterClose(t *testing.T) {
+	p := open(t, census.MechanismWalk, t.TempDir())
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range s.Sources {
+		if source.Up {
+			t.Errorf("source %s is up", source.Name)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -79,7 +80,7 @@ func OpenWalk(procfs string) (_ *Walk, err error) {
 	}()
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
-		return nil, fmt.Errorf("load kernel type information (CONFIG_DEBUG_INFO_BTF): %w", err)
+		return nil, fmt.Errorf("load kernel type information: needs a kernel with CONFIG_DEBUG_INFO_BTF=y: %w", err)
 	}
 	if err := w.loadNamespaces(kernel); err != nil {
 		return nil, explain("load the walk over namespaces", err)
@@ -102,15 +103,41 @@ func OpenWalk(procfs string) (_ *Walk, err error) {
 	return w, nil
 }
 
-// explain turns a refusal to load into what a person can do about it.
+// explain turns a refusal to load into what a person can do about it. The kernel
+// itself says EPERM or EINVAL for a missing capability, depending on where it
+// is missed.
 func explain(doing string, err error) error {
+	missing := missingCapabilities()
 	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("%s: %s missing: run sockq as root or give it CAP_BPF and CAP_PERFMON: %w", doing, strings.Join(missing, " and "), err)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%s: not permitted: give it CAP_BPF and CAP_PERFMON, or run it as root: %w", doing, err)
+		return fmt.Errorf("%s: this system forbids BPF (seccomp, lockdown or kernel.unprivileged_bpf_disabled): %w", doing, err)
 	case errors.Is(err, btf.ErrNotFound), errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("%s: needs kernel 6.4 or newer: %w", doing, err)
+		return fmt.Errorf("%s: needs Linux 6.4 or newer: %w", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// missingCapabilities are those that the walk needs and the calling thread does
+// not have. CAP_SYS_ADMIN stands for all.
+func missingCapabilities() (missing []string) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) != nil {
+		return nil
+	}
+	has := func(capability int) bool { return data[capability/32].Effective&(1<<(capability%32)) != 0 }
+	if has(unix.CAP_SYS_ADMIN) {
+		return nil
+	}
+	if !has(unix.CAP_BPF) {
+		missing = append(missing, "CAP_BPF")
+	}
+	if !has(unix.CAP_PERFMON) {
+		missing = append(missing, "CAP_PERFMON")
+	}
+	return missing
 }
 
 func (w *Walk) loadNamespaces(kernel *btf.Spec) error {

@@ -121,7 +121,7 @@ func readNames(dir string, limit int) (names []string, more bool, err error) {
 	}
 	defer d.Close()
 	names, err = d.Readdirnames(limit + 1)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, false, err
 	}
 	if len(names) > limit {

@@ -312,7 +312,7 @@ func TestDoLeaksNoThread(t *testing.T) {
 	}
 	failure := errors.New("failure")
 	for range 50 {
-		if err := Do(path, func() error { return failure }); err != failure {
+		if err := Do(path, func() error { return failure }); !errors.Is(err, failure) {
 			t.Fatalf("Do() = %v, want the function's error", err)
 		}
 	}

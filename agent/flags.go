@@ -1,0 +1,249 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/promslog"
+	promslogflag "github.com/prometheus/common/promslog/flag"
+	"github.com/prometheus/exporter-toolkit/web"
+	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
+
+	"sockq/probes"
+	"sockq/probes/census"
+)
+
+// config is the command line, checked.
+type config struct {
+	web           *web.FlagConfig
+	telemetryPath string
+	maxRequests   int
+	log           promslog.Config
+	probes        probes.Options
+}
+
+const intro = `sockq shows the state of every TCP socket and the two queues of every listener
+(SYN queue and accept queue), in all network namespaces of this Linux node.
+Run it without any flag, then look:
+
+    http://localhost:10813/                  what it is and what works here
+    http://localhost:10813/metrics           for Prometheus
+    http://localhost:10813/api/v1/snapshot   the same as JSON
+
+Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
+
+    CAP_BPF + CAP_PERFMON   all sockets of all namespaces
+    CAP_SYS_PTRACE          names of namespaces
+    CAP_SYS_ADMIN           the audit of namespaces other than sockq's own
+
+On older kernels CAP_SYS_ADMIN is what shows other namespaces. Without any of
+them sockq shows the namespace that it runs in, and says what is missing.
+
+Exit status: 0 ended by a signal, 1 the node does not give what is needed,
+2 a flag or a configuration file is wrong.`
+
+// parse reads the command line. It returns nil where the answer is already
+// written, to --help and the like.
+func parse(args []string, stdout io.Writer) (*config, error) {
+	app := kingpin.New("sockq", intro)
+	answered := false
+	app.Terminate(func(int) { answered = true })
+	app.UsageWriter(stdout)
+	app.ErrorWriter(io.Discard)
+	app.UsageTemplate(usageTemplate)
+	app.UsageFuncs(map[string]any{"FlagGroups": groupFlags})
+	app.Version(versionText())
+	app.HelpFlag.Short('h').Help("Show this text. --help-man writes it as a man page.")
+	app.VersionFlag.Help("Show the version.")
+	cfg := addFlags(app)
+
+	_, err := app.Parse(args)
+	switch {
+	case answered:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("%w; sockq --help lists the flags", err)
+	}
+	return cfg, cfg.check()
+}
+
+func addFlags(app *kingpin.Application) *config {
+	cfg := &config{web: kingpinflag.AddFlags(app, ":10813")}
+	opts := &cfg.probes
+
+	app.Flag("web.telemetry-path", "Path under which Prometheus finds the metrics.").
+		Default("/metrics").StringVar(&cfg.telemetryPath)
+	intFlag(app, "web.max-requests", "Most pages, scrapes and JSON documents made at one time; who comes on top is told to try again (503). It bounds memory and CPU whatever clients do.",
+		"8", &cfg.maxRequests, 1, 1000)
+
+	durationFlag(app, "census.interval", "Time between two counts of all sockets. A count reads every socket of the node, so that half the interval is twice the CPU time.",
+		"5s", &opts.CensusInterval, time.Second, 0)
+	durationFlag(app, "listener.interval", "Time between two looks at the listeners' queues. What is shorter can be missed in peaks and in the time at full.",
+		"100ms", &opts.ListenerInterval, 10*time.Millisecond, 10*time.Second)
+	app.Flag("audit.budget", "Share of one CPU that sockq may use to compare its counts with the kernel's own (sockq_audit_difference), 0 for no audit.").
+		Default(strconv.FormatFloat(probes.DefaultAuditBudget, 'g', -1, 64)).SetValue(value{"audit.budget", "a number from 0 to 1, such as 0.002", func(s string) bool {
+		v, err := strconv.ParseFloat(s, 64)
+		opts.AuditBudget = v
+		return err == nil && v >= 0 && v <= 1
+	}})
+	intFlag(app, "max-listeners", "Most listening addresses with series of their own; the rest is summed under address=\"other\". It bounds what sockq costs Prometheus.",
+		"1000", &opts.MaxListeners, 1, 1_000_000)
+	intFlag(app, "max-namespaces", "Most network namespaces with series of their own; the rest is summed under netns=\"other\".",
+		"300", &opts.MaxNamespaces, 1, 1_000_000)
+	app.Flag("bpf-stats", "Let the kernel measure sockq's BPF programs (sockq_probe_run_seconds_total). It slows every BPF program of the node a little and needs CAP_SYS_ADMIN.").
+		BoolVar(&opts.BPFStats)
+	app.Flag("census.mechanism", "How to count sockets, for tests: auto, bpf_walk or sock_diag.").
+		Hidden().Default("auto").SetValue(value{"census.mechanism", "auto, bpf_walk or sock_diag", func(s string) bool {
+		opts.Mechanism = census.Mechanism(s)
+		if s == "auto" {
+			opts.Mechanism = ""
+		}
+		return s == "auto" || opts.Mechanism == census.MechanismWalk || opts.Mechanism == census.MechanismSockDiag
+	}})
+
+	app.Flag("path.procfs", "Where the node's procfs is mounted. In a container with a procfs of its own, mount the node's and name it here.").
+		Default("/proc").StringVar(&opts.ProcFS)
+	app.Flag("path.sysfs", "Where the node's sysfs is mounted.").
+		Default("/sys").StringVar(&opts.SysFS)
+	app.Flag("path.netns", "Where network namespaces have their names, as ip netns makes them. It need not exist.").
+		Default("/run/netns").StringVar(&opts.NetnsPath)
+
+	cfg.log.Level, cfg.log.Format = promslog.NewLevel(), promslog.NewFormat()
+	app.Flag(promslogflag.LevelFlagName, promslogflag.LevelFlagHelp).Default("info").HintOptions(promslog.LevelFlagOptions...).
+		SetValue(value{promslogflag.LevelFlagName, orList(promslog.LevelFlagOptions), func(s string) bool { return cfg.log.Level.Set(s) == nil }})
+	app.Flag(promslogflag.FormatFlagName, promslogflag.FormatFlagHelp).Default("logfmt").HintOptions(promslog.FormatFlagOptions...).
+		SetValue(value{promslogflag.FormatFlagName, orList(promslog.FormatFlagOptions), func(s string) bool { return cfg.log.Format.Set(s) == nil }})
+	return cfg
+}
+
+// value is a flag's value that says what it wants when it gets something else:
+// kingpin's own values do not even name the flag.
+type value struct {
+	flag, want string
+	set        func(string) bool
+}
+
+func (v value) Set(s string) error {
+	if !v.set(s) {
+		return fmt.Errorf("--%s=%s: give %s", v.flag, s, v.want)
+	}
+	return nil
+}
+
+func (v value) String() string { return "" }
+
+// durationFlag adds a time of least to most, without an upper bound if most is 0.
+func durationFlag(app *kingpin.Application, name, help, def string, p *time.Duration, least, most time.Duration) {
+	want := fmt.Sprintf("a time of %v or more, such as %s", least, def)
+	if most > 0 {
+		want = fmt.Sprintf("a time from %v to %v, such as %s", least, most, def)
+	}
+	app.Flag(name, help).Default(def).SetValue(value{name, want, func(s string) bool {
+		d, err := time.ParseDuration(s)
+		*p = d
+		return err == nil && d >= least && (most == 0 || d <= most)
+	}})
+}
+
+func intFlag(app *kingpin.Application, name, help, def string, p *int, least, most int) {
+	want := fmt.Sprintf("a whole number from %d to %d, such as %s", least, most, def)
+	app.Flag(name, help).Default(def).SetValue(value{name, want, func(s string) bool {
+		n, err := strconv.Atoi(s)
+		*p = n
+		return err == nil && n >= least && n <= most
+	}})
+}
+
+func orList(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+// check finds what only the node can tell to be wrong.
+func (c *config) check() error {
+	if err := checkTelemetryPath(c.telemetryPath); err != nil {
+		return err
+	}
+	for _, address := range *c.web.WebListenAddresses {
+		if err := checkListenAddress(address); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []struct{ flag, path string }{{"procfs", c.probes.ProcFS}, {"sysfs", c.probes.SysFS}} {
+		if info, err := os.Stat(dir.path); err != nil || !info.IsDir() {
+			return fmt.Errorf("--path.%s=%s: no such directory; give the one where the node's %s is mounted", dir.flag, dir.path, dir.flag)
+		}
+	}
+	if err := web.Validate(*c.web.WebConfigFile); err != nil {
+		return fmt.Errorf("--web.config.file=%s: %w; give a readable web configuration (sockq --help says where its format is described), or leave the flag out", *c.web.WebConfigFile, err)
+	}
+	return nil
+}
+
+func checkTelemetryPath(p string) error {
+	switch {
+	case !strings.HasPrefix(p, "/"), path.Clean(p) != p, strings.ContainsAny(p, "{} \t?#%"):
+		return fmt.Errorf("--web.telemetry-path=%s: give a plain path that begins with /, such as /metrics", p)
+	case slices.Contains([]string{pathLanding, pathHealthy, pathReady, pathSnapshot}, p):
+		return fmt.Errorf("--web.telemetry-path=%s: sockq serves something else there; give another path, such as /metrics", p)
+	}
+	return nil
+}
+
+func checkListenAddress(address string) error {
+	if strings.HasPrefix(address, "vsock://") {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		var inner *net.AddrError
+		if errors.As(err, &inner) {
+			err = errors.New(inner.Err)
+		}
+		return fmt.Errorf("--web.listen-address=%s: %w; give [host]:port, such as :10813 or 127.0.0.1:10813", address, err)
+	}
+	return nil
+}
+
+const usageTemplate = `usage: {{.App.Name}} [<flags>]
+
+{{.App.Help}}
+{{range .Context.Flags|FlagGroups}}
+{{.Title}}:
+{{.Flags|FlagsToTwoColumns|FormatTwoColumns}}{{end -}}
+`
+
+type flagGroup struct {
+	Title string
+	Flags []*kingpin.FlagModel
+}
+
+// groupFlags sorts the flags for --help by the first word of their names.
+func groupFlags(flags []*kingpin.FlagModel) []flagGroup {
+	groups := []flagGroup{
+		{Title: "What is measured, and what it may cost"},
+		{Title: "Web server"},
+		{Title: "Where the node's file systems are"},
+		{Title: "Log, on standard error"},
+		{Title: "Help"},
+	}
+	of := map[string]int{"web": 1, "path": 2, "log": 3, "help": 4, "version": 4}
+	for _, f := range flags {
+		word, _, _ := strings.Cut(f.Name, ".")
+		g := &groups[of[word]]
+		g.Flags = append(g.Flags, f)
+	}
+	return groups
+}

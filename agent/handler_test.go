@@ -1,0 +1,425 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+
+	"sockq/probes"
+	"sockq/probes/census"
+	"sockq/probes/tcpstate"
+)
+
+// fakeNode is a node without a kernel.
+type fakeNode struct {
+	snapshot                           *probes.Snapshot
+	openErr, runErr, closeErr, snapErr error
+	notReady, closed                   atomic.Bool
+	stuck                              chan struct{}
+	opts                               probes.Options
+
+	mu      sync.Mutex
+	gate    chan struct{} // closed: Snapshot goes through
+	blocked chan struct{} // told when a Snapshot waits at the gate
+}
+
+func newFakeNode() *fakeNode { return &fakeNode{snapshot: fullSnapshot()} }
+
+// block makes every Snapshot wait until release.
+func (f *fakeNode) block() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gate, f.blocked = make(chan struct{}), make(chan struct{}, 100)
+}
+
+func (f *fakeNode) release() { close(f.gate) }
+
+func (f *fakeNode) Snapshot() (*probes.Snapshot, error) {
+	f.mu.Lock()
+	gate, blocked := f.gate, f.blocked
+	f.mu.Unlock()
+	if gate != nil {
+		blocked <- struct{}{}
+		<-gate
+	}
+	return f.snapshot, f.snapErr
+}
+
+func (f *fakeNode) Ready() bool  { return !f.notReady.Load() }
+func (f *fakeNode) Close() error { f.closed.Store(true); return f.closeErr }
+
+func (f *fakeNode) Run(ctx context.Context) error {
+	if f.runErr != nil {
+		return f.runErr
+	}
+	<-ctx.Done()
+	if f.stuck != nil {
+		<-f.stuck
+	}
+	return ctx.Err()
+}
+
+func fullSnapshot() *probes.Snapshot {
+	host := probes.Namespace{
+		Name: "host", Inode: 4026531840, Cookie: 1<<64 - 1,
+		SocketsKnown: true, BoundKnown: true, SettingsKnown: true, Audited: true, StateDifference: 3,
+	}
+	for i, state := range tcpstate.All {
+		host.States[state] = uint64(100 + i)
+	}
+	host.Queues[census.Inbound] = census.Queues{ReceiveBytes: 1, SendBytes: 2, ReceiveMaxBytes: 3, SendMaxBytes: 4}
+	for i := range host.Events {
+		host.Events[i], host.EventsKnown[i] = uint64(i), i < 2
+	}
+	for i := range host.Sysctls {
+		host.Sysctls[i] = -1
+	}
+	host.Sysctls[census.SysctlSomaxconn] = 4096
+	other := probes.Namespace{Name: probes.Other, SocketsKnown: true}
+	other.Queues[census.Outbound].ReceiveMaxBytes = 99
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return &probes.Snapshot{
+		Time: at, Kernel: probes.Kernel{Release: "6.18.44", Tier: "C"},
+		Namespaces: []probes.Namespace{host, {Name: "new", Inode: 7, StateDifference: 5}, other},
+		Listeners: []probes.Listener{
+			{
+				ID: 1, Namespace: "host", Inode: 4026531840, Address: "[::]:80", Live: true, Sockets: 2,
+				AcceptQueue: 3, AcceptQueueLimit: 8, FillRatio: 0.25, Peak: 5, PeakRatio: 0.5, FullSeconds: 1.5, ConnectionSeconds: 2.5,
+				SynQueueKnown: true, SynQueue: 6, SynPeak: 7, SynQueueLimit: 8, SynLimitKnown: true, SocketDrops: 9,
+			},
+			{ID: 2, Namespace: "host", Inode: 4026531840, Address: "[::]:81", Sockets: 4, AcceptQueue: 1, AcceptQueueLimit: 1, FillRatio: 1,
+				Peak: 5, SynQueueKnown: true, SynQueue: 1, SynPeak: 4, SynQueueLimit: 1, SynLimitKnown: true, SocketDrops: 9},
+			{ID: 3, Namespace: "new", Inode: 7, Address: "[::]:82", Live: true, Sockets: 1, SynQueue: 1, SynPeak: 1, SynQueueLimit: 1},
+		},
+		Probes: []probes.Probe{
+			{Name: "census", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 2, RunTime: time.Second},
+			{Name: "tracker", Mechanism: "none", Reason: "not in <this> version"},
+		},
+		Sources: []probes.SourceStatus{
+			{Name: "sockets", Up: true, Duration: 250 * time.Millisecond, LastSuccess: at},
+			{Name: "listeners", Error: "boom"},
+		},
+		Audits: []probes.Audit{{Check: "states", Checks: 4, Skipped: 1}},
+		Lost:   map[string]uint64{"listener": 0},
+	}
+}
+
+var silent = slog.New(slog.DiscardHandler)
+
+func testHandler(n node) http.Handler {
+	return newHandler(n, &config{telemetryPath: "/metrics", maxRequests: 8}, silent)
+}
+
+func request(h http.Handler, method, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+	return w
+}
+
+func TestEndpoints(t *testing.T) {
+	tests := []struct {
+		method, path string
+		status       int
+		contentType  string
+		contains     string
+	}{
+		{"GET", "/", 200, "text/html; charset=utf-8", "<h1>sockq</h1>"},
+		{"GET", "/metrics", 200, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", `sockq_listener_accept_queue_length{address="[::]:80",netns="host"} 3`},
+		{"GET", "/metrics", 200, "", "sockq_build_info{"},
+		{"GET", "/metrics", 200, "", "\nprocess_resident_memory_bytes "},
+		{"GET", "/metrics", 200, "", "\ngo_goroutines "},
+		{"GET", "/metrics", 200, "", "promhttp_metric_handler_requests_in_flight 1"},
+		{"GET", "/api/v1/snapshot", 200, "application/json", `"address":"[::]:80"`},
+		{"GET", "/-/healthy", 200, "", "healthy"},
+		{"GET", "/-/ready", 200, "", "ready"},
+		{"HEAD", "/metrics", 200, "", ""},
+		{"HEAD", "/", 200, "text/html; charset=utf-8", ""},
+		{"GET", "/nope", 404, "", ""},
+		{"GET", "/metrics/", 404, "", ""},
+		{"GET", "/-/nope", 404, "", ""},
+		{"POST", "/metrics", 405, "", ""},
+		{"DELETE", "/api/v1/snapshot", 405, "", ""},
+		{"PUT", "/", 405, "", ""},
+		{"POST", "/-/healthy", 405, "", ""},
+		{"POST", "/nope", 404, "", ""},
+	}
+	h := testHandler(newFakeNode())
+	for _, test := range tests {
+		r := request(h, test.method, test.path)
+		if r.Code != test.status {
+			t.Errorf("%s %s: status %d, want %d", test.method, test.path, r.Code, test.status)
+		}
+		if got := r.Header().Get("Content-Type"); test.contentType != "" && got != test.contentType {
+			t.Errorf("%s %s: content type %q, want %q", test.method, test.path, got, test.contentType)
+		}
+		if got := r.Body.String(); !strings.Contains(got, test.contains) {
+			t.Errorf("%s %s: no %q in %.300q", test.method, test.path, test.contains, got)
+		}
+		if r.Code == 405 && r.Header().Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s %s: Allow %q", test.method, test.path, r.Header().Get("Allow"))
+		}
+	}
+}
+
+func TestReadyAfterTheFirstCensus(t *testing.T) {
+	n := newFakeNode()
+	n.notReady.Store(true)
+	h := testHandler(n)
+	if r := request(h, "GET", pathReady); r.Code != 503 {
+		t.Errorf("before: %d", r.Code)
+	}
+	if r := request(h, "GET", pathHealthy); r.Code != 200 {
+		t.Errorf("healthy before: %d", r.Code)
+	}
+	n.notReady.Store(false)
+	if r := request(h, "GET", pathReady); r.Code != 200 {
+		t.Errorf("after: %d", r.Code)
+	}
+}
+
+func TestNoSnapshot(t *testing.T) {
+	n := newFakeNode()
+	n.snapErr = errors.New("boom")
+	h := testHandler(n)
+	for _, path := range []string{"/", "/metrics", pathSnapshot} {
+		r := request(h, "GET", path)
+		if got := r.Body.String(); r.Code != 500 || !strings.Contains(got, "boom") {
+			t.Errorf("%s: %d %q", path, r.Code, got)
+		}
+	}
+}
+
+// Other paths can be chosen for the metrics, and the page leads there.
+func TestTelemetryPath(t *testing.T) {
+	h := newHandler(newFakeNode(), &config{telemetryPath: "/a/b", maxRequests: 1}, silent)
+	if r := request(h, "GET", "/a/b"); r.Code != 200 {
+		t.Error(r.Code)
+	}
+	if r := request(h, "GET", "/metrics"); r.Code != 404 {
+		t.Error(r.Code)
+	}
+	if got := request(h, "GET", "/").Body.String(); !strings.Contains(got, `href="a/b"`) {
+		t.Error(got)
+	}
+}
+
+func TestLandingPageSaysWhatIsMissing(t *testing.T) {
+	got := request(testHandler(newFakeNode()), "GET", "/").Body.String()
+	for _, want := range []string{
+		"Kernel 6.18.44, tier C.",
+		"<tr><td>census</td><td>bpf_walk</td><td></td></tr>",
+		"<tr><td>tracker</td><td>not attached</td><td>not in &lt;this&gt; version</td></tr>",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
+		}
+	}
+}
+
+// The JSON to the letter: others build on it.
+func TestSnapshotJSON(t *testing.T) {
+	got := request(testHandler(newFakeNode()), "GET", pathSnapshot).Body.String()
+	want, err := os.ReadFile(filepath.Join("testdata", "snapshot.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var compact, indented bytes.Buffer
+	if err := json.Compact(&compact, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Indent(&indented, []byte(got), "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(compact.String()+"\n", got); diff != "" {
+		t.Errorf("got\n%s", indented.String())
+	}
+}
+
+// An empty Snapshot has empty lists, not null.
+func TestEmptySnapshotJSON(t *testing.T) {
+	got := request(testHandler(&fakeNode{snapshot: &probes.Snapshot{}}), "GET", pathSnapshot).Body.String()
+	want := `{"time":"0001-01-01T00:00:00Z","kernel":{"release":""},"namespaces":[],"listeners":[],"probes":[],"sources":[],"audits":[],"lost":{}}` + "\n"
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// More requests than slots: the rest is told so at once, health is not bounded.
+func TestRequestsAreBounded(t *testing.T) {
+	n := newFakeNode()
+	h := newHandler(n, &config{telemetryPath: "/metrics", maxRequests: 2}, silent)
+	n.block()
+	done := make(chan int, 2)
+	for _, path := range []string{"/metrics", pathSnapshot} {
+		go func() { done <- request(h, "GET", path).Code }()
+		<-n.blocked
+	}
+	for _, path := range []string{"/", "/metrics", pathSnapshot} {
+		if r := request(h, "GET", path); r.Code != 503 || r.Header().Get("Retry-After") == "" {
+			t.Errorf("%s: %d, Retry-After %q", path, r.Code, r.Header().Get("Retry-After"))
+		}
+	}
+	if r := request(h, "GET", pathHealthy); r.Code != 200 {
+		t.Error(r.Code)
+	}
+	n.release()
+	for range 2 {
+		if status := <-done; status != 200 {
+			t.Error(status)
+		}
+	}
+	if r := request(h, "GET", "/metrics"); r.Code != 200 {
+		t.Errorf("after: %d", r.Code)
+	}
+}
+
+// A client that does not read its answer holds a slot, and no other scrape.
+func TestSlowClientHoldsNobody(t *testing.T) {
+	n := newFakeNode()
+	for i := range 10000 { // more than socket buffers take
+		n.snapshot.Listeners = append(n.snapshot.Listeners, probes.Listener{ID: uint64(i), Namespace: "host", Address: fmt.Sprint("0.0.0.0:", i)})
+	}
+	srv := httptest.NewUnstartedServer(testHandler(n))
+	srv.Config = newServer(srv.Config.Handler, silent)
+	srv.Start()
+	defer srv.Close()
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	var one [1]byte
+	if _, err := io.ReadFull(c, one[:]); err != nil { // the answer has begun
+		t.Fatal(err)
+	}
+	client := http.Client{Timeout: writeTimeout - 5*time.Second} // or the first is thrown out meanwhile
+	resp, err := client.Get(srv.URL + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	client.CloseIdleConnections()
+	if resp.StatusCode != 200 {
+		t.Error(resp.Status)
+	}
+}
+
+func TestServerBounds(t *testing.T) {
+	s := newServer(http.NotFoundHandler(), silent)
+	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 {
+		t.Errorf("a timeout is missing: %+v", s)
+	}
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config = s
+	srv.Start()
+	defer srv.Close()
+	req, err := http.NewRequest("GET", srv.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Big", strings.Repeat("x", 2*maxHeaderBytes))
+	resp, err := srv.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Error(resp.Status)
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { say(w, "x") }))
+	srv.Config.ConnState = boundConnections(2)
+	srv.Start()
+	defer srv.Close()
+	talk := func() (net.Conn, error) {
+		c, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			return c, err
+		}
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			return c, err
+		}
+		_, err = io.ReadFull(c, make([]byte, 15))
+		return c, err
+	}
+	a, err := talk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := talk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if c, err := talk(); err == nil {
+		t.Error("a third connection was served")
+	} else if c != nil {
+		c.Close()
+	}
+	a.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		c, err := talk()
+		if c != nil {
+			defer c.Close()
+		}
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no connection after one was closed: ", err)
+		}
+	}
+}
+
+// Prometheus may ask for protobuf; the families are made for it too.
+func TestProtobuf(t *testing.T) {
+	req := httptest.NewRequest("GET", "/metrics", nil)
+	req.Header.Set("Accept", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited")
+	w := httptest.NewRecorder()
+	testHandler(newFakeNode()).ServeHTTP(w, req)
+	dec := expfmt.NewDecoder(w.Body, expfmt.ResponseFormat(w.Header()))
+	states := 0
+	for {
+		var f dto.MetricFamily
+		if err := dec.Decode(&f); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if f.GetName() == "sockq_tcp_sockets" {
+			states = len(f.Metric)
+		}
+	}
+	if want := 2*len(tcpstate.All) - 1; states != want { // other has no CLOSE
+		t.Errorf("%d series of states, want %d", states, want)
+	}
+}

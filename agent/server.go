@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/exporter-toolkit/web"
+
+	"sockq/probes"
+)
+
+// Bounds that hold whatever clients do. A client that reads its answer slowly
+// loses it after writeTimeout, and with it the slot that it held.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 10 * time.Second
+	writeTimeout      = 15 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 16 << 10
+	maxConnections    = 256
+)
+
+func newServer(h http.Handler, logger *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ConnState:         boundConnections(maxConnections),
+		// Strangers can cause these lines at will.
+		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+	}
+}
+
+// boundConnections closes connections on top of limit as they come.
+func boundConnections(limit int) func(net.Conn, http.ConnState) {
+	var mu sync.Mutex
+	open := make(map[net.Conn]bool, limit)
+	return func(c net.Conn, state http.ConnState) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch state {
+		case http.StateNew:
+			if len(open) >= limit {
+				c.Close()
+				return
+			}
+			open[c] = true
+		case http.StateClosed, http.StateHijacked:
+			delete(open, c)
+		}
+	}
+}
+
+// listen opens the ports of --web.listen-address. It leaves to the toolkit what
+// only the toolkit can open: systemd's sockets and vsock.
+func listen(flags *web.FlagConfig) ([]net.Listener, error) {
+	if byToolkit(flags) {
+		return nil, nil
+	}
+	var out []net.Listener
+	for _, address := range *flags.WebListenAddresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			closeAll(out)
+			return nil, explainListen(address, err)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+func byToolkit(flags *web.FlagConfig) bool {
+	if *flags.WebSystemdSocket {
+		return true
+	}
+	for _, address := range *flags.WebListenAddresses {
+		if strings.HasPrefix(address, "vsock://") {
+			return true
+		}
+	}
+	return false
+}
+
+func explainListen(address string, err error) error {
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	switch errno {
+	case syscall.EADDRINUSE:
+		return fmt.Errorf("port of %s is taken, perhaps by another sockq; choose another with --web.listen-address", address)
+	case syscall.EACCES:
+		return fmt.Errorf("no right to listen on %s; choose a port above 1023 with --web.listen-address", address)
+	}
+	return fmt.Errorf("%w; choose another address with --web.listen-address", err)
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+func serveWeb(server *http.Server, listeners []net.Listener, flags *web.FlagConfig, logger *slog.Logger) error {
+	if byToolkit(flags) {
+		return web.ListenAndServe(server, flags, logger)
+	}
+	return web.ServeMultiple(listeners, server, flags, logger)
+}
+
+// stopServer lets requests in flight end for a moment.
+func stopServer(server *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if server.Shutdown(ctx) != nil {
+		server.Close()
+	}
+}
+
+// announce says where to look and what works here. What does not was said by
+// the probes, with the reason.
+func announce(logger *slog.Logger, cfg *config, listeners []net.Listener, n node) {
+	for _, l := range listeners {
+		if *cfg.web.WebConfigFile != "" { // http or https, the toolkit's log tells
+			logger.Info("sockq is up", "address", l.Addr().String())
+		} else {
+			logger.Info("sockq is up", "url", localURL(l.Addr()))
+		}
+	}
+	s, err := n.Snapshot()
+	if err != nil {
+		logger.Error("No snapshot", "err", err)
+		return
+	}
+	attached, missing := probeNames(s.Probes)
+	logger.Info("Probes", "kernel", s.Kernel.Release, "tier", s.Kernel.Tier, "attached", attached, "missing", missing)
+}
+
+func probeNames(list []probes.Probe) (attached, missing string) {
+	var yes, no []string
+	for _, p := range list {
+		if p.Attached {
+			yes = append(yes, p.Name+" ("+p.Mechanism+")")
+		} else {
+			no = append(no, p.Name)
+		}
+	}
+	return strings.Join(yes, ", "), strings.Join(no, ", ")
+}
+
+// localURL is how a browser on this machine reaches a listener.
+func localURL(a net.Addr) string {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return a.String()
+	}
+	host := t.IP.String()
+	if t.IP.IsUnspecified() {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, fmt.Sprint(t.Port)) + "/"
+}

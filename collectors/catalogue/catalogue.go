@@ -1,0 +1,83 @@
+// Package catalogue is the only home of the metrics' names, help texts, types,
+// labels and tiers. Collectors, dashboards, alerts and the README's reference
+// take them from here.
+package catalogue
+
+// Type is a metric's type, spelt as in the Prometheus exposition format.
+type Type string
+
+// The types.
+const (
+	Gauge     Type = "gauge"
+	Counter   Type = "counter"
+	Histogram Type = "histogram"
+)
+
+// Probe is the part of the agent that fills a metric; those that exist are
+// called so in sockq_probe_attached too.
+type Probe string
+
+// The probes. Tracker, Owners and Diagnosis do not exist in this version:
+// what they fill is never exported.
+const (
+	Census     Probe = "sockets"
+	Listeners  Probe = "listeners"
+	Namespaces Probe = "namespaces"
+	Audits     Probe = "audit"
+	Agent      Probe = "agent"
+	Tracker    Probe = "event tracker"
+	Owners     Probe = "owners"
+	Diagnosis  Probe = "diagnosis"
+)
+
+// Exists tells whether this version has the probe.
+func (p Probe) Exists() bool {
+	switch p {
+	case Tracker, Owners, Diagnosis:
+		return false
+	}
+	return true
+}
+
+// Tiers are the kernels that can fill a metric, a letter each: A has
+// trampolines, B kprobes, C tracepoints only.
+type Tiers string
+
+// The combinations that occur.
+const (
+	AllTiers Tiers = "ABC"
+	TiersAB  Tiers = "AB"
+)
+
+// Metric describes one metric family.
+type Metric struct {
+	Name   string
+	Help   string
+	Type   Type
+	Labels []string // in the order in which series are built
+	Tiers  Tiers
+	// Needs says for people what else it takes, beyond a tier; "" for nothing.
+	Needs string
+	Probe Probe
+}
+
+// Exported tells whether this version exports the metric.
+func (m *Metric) Exported() bool { return m.Probe.Exists() }
+
+// All lists every metric in the order of the reference: that of the files'
+// names, and of the declarations within each.
+var All []*Metric
+
+func add(m Metric) *Metric {
+	All = append(All, &m)
+	return &m
+}
+
+// What metrics need beyond a tier.
+const (
+	// Without the walk each namespace has to be entered.
+	needsWalk = "BPF walk or setns"
+	// sock_diag has no field for the SYN queue.
+	needsOnlyWalk = "BPF walk"
+	needsSyscalls = "on C syscall tracepoints"
+)

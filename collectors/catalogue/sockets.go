@@ -1,0 +1,82 @@
+package catalogue
+
+// Further labels.
+const (
+	LabelState     = "state"
+	LabelDirection = "direction"
+)
+
+// What the census sees: all sockets of the node.
+var (
+	TCPSockets = add(Metric{
+		Name: "sockq_tcp_sockets", Type: Gauge, Probe: Census, Tiers: AllTiers, Needs: needsWalk,
+		Labels: []string{LabelNetns, LabelState},
+		Help:   "TCP sockets by state at the last census, request and time-wait mini-sockets included. CLOSE are bound sockets that neither listen nor connect.",
+	})
+	ReceiveQueueBytes    = queue("receive_queue_bytes", "Bytes that applications have not read yet (Recv-Q), summed over the connections at the last census.")
+	ReceiveQueueMaxBytes = queue("receive_queue_max_bytes", "Bytes that the application has not read yet (Recv-Q), of the fullest connection at the last census.")
+	SendQueueBytes       = queue("send_queue_bytes", "Bytes that peers have not acknowledged yet (Send-Q), summed over the connections at the last census.")
+	SendQueueMaxBytes    = queue("send_queue_max_bytes", "Bytes that the peer has not acknowledged yet (Send-Q), of the fullest connection at the last census.")
+)
+
+func queue(name, help string) *Metric {
+	return add(Metric{
+		Name: "sockq_tcp_" + name, Help: help, Type: Gauge, Probe: Census, Tiers: AllTiers, Needs: needsWalk,
+		Labels: []string{LabelNetns, LabelDirection},
+	})
+}
+
+// What the event tracker sees of connections.
+var (
+	Transitions = add(Metric{
+		Name: "sockq_tcp_transitions_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Labels: []string{LabelNetns, "from", "to"},
+		Help:   "Transitions of TCP sockets from one state to another.",
+	})
+	UnexpectedTransitions = add(Metric{
+		Name: "sockq_tcp_unexpected_transitions_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Labels: []string{LabelNetns, "from", "to"},
+		Help:   "Transitions that the TCP state machine does not have.",
+	})
+	StateSeconds = add(Metric{
+		Name: "sockq_tcp_state_seconds", Type: Histogram, Probe: Tracker, Tiers: AllTiers,
+		Needs:  "on tier C without TIME_WAIT, SYN_RECV and FIN_WAIT2",
+		Labels: []string{LabelState},
+		Help:   "Time that TCP sockets spent in a state, observed when they left it.",
+	})
+	ConnectSeconds = add(Metric{
+		Name: "sockq_tcp_connect_seconds", Type: Histogram, Probe: Tracker, Tiers: AllTiers,
+		Labels: []string{LabelNetns},
+		Help:   "Time from the SYN sent to the connection established.",
+	})
+	ConnectFailures = add(Metric{
+		Name: "sockq_tcp_connect_failures_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Labels: []string{LabelNetns, "error"},
+		Help:   "Calls of connect() that failed, by error.",
+	})
+	ResetsSent = add(Metric{
+		Name: "sockq_tcp_resets_sent_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Needs:  "the reason from Linux 6.10",
+		Labels: []string{LabelNetns, "reason"},
+		Help:   "RST segments sent, by reason.",
+	})
+	ResetsReceived = add(Metric{
+		Name: "sockq_tcp_resets_received_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Labels: []string{LabelNetns},
+		Help:   "RST segments received.",
+	})
+)
+
+// What the owners of sockets add.
+var (
+	CloseWaitSockets = add(Metric{
+		Name: "sockq_process_close_wait_sockets", Type: Gauge, Probe: Owners, Tiers: AllTiers,
+		Labels: []string{LabelNetns, "process"},
+		Help:   "Connections that the peer closed and the process did not (CLOSE_WAIT).",
+	})
+	CloseWaitOldest = add(Metric{
+		Name: "sockq_process_close_wait_oldest_seconds", Type: Gauge, Probe: Owners, Tiers: AllTiers,
+		Labels: []string{LabelNetns, "process"},
+		Help:   "Age of the process's oldest connection in CLOSE_WAIT; at least that for one older than the agent.",
+	})
+)

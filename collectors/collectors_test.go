@@ -1,0 +1,554 @@
+package collectors
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+
+	"sockq/collectors/catalogue"
+	"sockq/probes"
+	"sockq/probes/census"
+	"sockq/probes/tcpstate"
+)
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+// fixed hands out the same Snapshot until it is changed.
+type fixed struct {
+	snapshot *probes.Snapshot
+	err      error
+}
+
+func (f *fixed) Snapshot() (*probes.Snapshot, error) { return f.snapshot, f.err }
+
+// full is a Snapshot in which every metric has a value of its own.
+func full() *probes.Snapshot {
+	host := probes.Namespace{
+		Name: "host", Inode: 4026531840, Cookie: 1,
+		SocketsKnown: true, BoundKnown: true, SettingsKnown: true,
+		StateDifference: 0, Audited: true,
+	}
+	for i, state := range tcpstate.All {
+		host.States[state] = uint64(100 + i)
+	}
+	for d := range host.Queues {
+		n := uint64(1000 * (d + 1))
+		host.Queues[d] = census.Queues{ReceiveBytes: n + 1, SendBytes: n + 2, ReceiveMaxBytes: n + 3, SendMaxBytes: n + 4}
+	}
+	for i := range host.Events {
+		host.Events[i], host.EventsKnown[i] = uint64(200+i), true
+	}
+	for i := range host.Sysctls {
+		host.Sysctls[i] = int64(300 + i)
+	}
+	return &probes.Snapshot{
+		Time:       time.Unix(1700000000, 0),
+		Kernel:     probes.Kernel{Release: "6.18.44", Tier: "C"},
+		Namespaces: []probes.Namespace{host},
+		Listeners: []probes.Listener{{
+			ID: 1, Namespace: "host", Inode: 4026531840, Address: "0.0.0.0:80", Live: true, Sockets: 2,
+			AcceptQueue: 3, AcceptQueueLimit: 8192, FillRatio: 0.25, Peak: 5, PeakRatio: 0.5,
+			FullSeconds: 1.5, ConnectionSeconds: 42.5,
+			SynQueueKnown: true, SynQueue: 7, SynPeak: 9, SynQueueLimit: 4096, SynLimitKnown: true,
+			SocketDrops: 11,
+		}},
+		Probes: []probes.Probe{
+			{Name: "census", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 12, RunTime: 1500 * time.Millisecond},
+			{Name: "tracker", Mechanism: "none", Reason: "not in this version"},
+		},
+		Sources: []probes.SourceStatus{
+			{Name: "sockets", Up: true, Duration: 20 * time.Millisecond, LastSuccess: time.Unix(1700000000, 5e8)},
+			{Name: "listeners", Error: "dump: no buffer space available", Duration: time.Millisecond},
+			{Name: "never", Error: "not read yet"},
+		},
+		Audits: []probes.Audit{{Check: "states", Checks: 13, Skipped: 2}},
+		Lost:   map[string]uint64{"namespace": 0, "listener": 4},
+	}
+}
+
+// text is the whole page as a scrape sees it. It checks on the way what a
+// registry would, since a Gatherer has none behind it.
+func text(t testing.TB, g prometheus.TransactionalGatherer) string {
+	t.Helper()
+	families, done, err := g.Gather()
+	defer done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkConsistent(t, families)
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
+}
+
+func checkConsistent(t testing.TB, families []*dto.MetricFamily) {
+	t.Helper()
+	seen := make(map[string]bool)
+	for i, f := range families {
+		if i > 0 && families[i-1].GetName() >= f.GetName() {
+			t.Errorf("%s follows %s", f.GetName(), families[i-1].GetName())
+		}
+		for _, m := range f.Metric {
+			id := f.GetName()
+			for j, l := range m.Label {
+				if !utf8.ValidString(l.GetValue()) {
+					t.Errorf("%s: label %s is not UTF-8: %q", f.GetName(), l.GetName(), l.GetValue())
+				}
+				if j > 0 && m.Label[j-1].GetName() >= l.GetName() {
+					t.Errorf("%s: label %s follows %s", f.GetName(), l.GetName(), m.Label[j-1].GetName())
+				}
+				id += fmt.Sprintf(",%s=%q", l.GetName(), l.GetValue())
+			}
+			if seen[id] {
+				t.Errorf("%s is there twice", id)
+			}
+			seen[id] = true
+			if (m.Gauge != nil) != (f.GetType() == dto.MetricType_GAUGE) || (m.Counter != nil) != (f.GetType() == dto.MetricType_COUNTER) {
+				t.Errorf("%s: value and type %v differ", id, f.GetType())
+			}
+		}
+	}
+}
+
+// The page of a full Snapshot, to the letter.
+func TestWholePage(t *testing.T) {
+	got := text(t, New(&fixed{snapshot: full()}))
+	path := filepath.Join("testdata", "full.prom")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("go test ./collectors -update writes it anew (-want +got):\n%s", diff)
+	}
+}
+
+func TestPromlint(t *testing.T) {
+	problems, err := promlint.New(strings.NewReader(text(t, New(&fixed{snapshot: full()})))).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// pedantic hands families to a registry that checks everything.
+type pedantic struct{ families []*dto.MetricFamily }
+
+func (pedantic) Describe(chan<- *prometheus.Desc) {}
+
+func (p pedantic) Collect(out chan<- prometheus.Metric) {
+	for _, f := range p.families {
+		for _, m := range f.Metric {
+			var names, values []string
+			for _, l := range m.Label {
+				names, values = append(names, l.GetName()), append(values, l.GetValue())
+			}
+			desc := prometheus.NewDesc(f.GetName(), f.GetHelp(), names, nil)
+			kind, value := prometheus.GaugeValue, m.GetGauge().GetValue()
+			if m.Counter != nil {
+				kind, value = prometheus.CounterValue, m.GetCounter().GetValue()
+			}
+			out <- prometheus.MustNewConstMetric(desc, kind, value, values...)
+		}
+	}
+}
+
+// A pedantic registry finds nothing wrong with the families, and gathers the same.
+func TestPedanticRegistry(t *testing.T) {
+	g := New(&fixed{snapshot: full()})
+	want := text(t, g)
+	families, done, err := g.Gather()
+	defer done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(pedantic{families})
+	checked, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := func(s string) []string { l := strings.Split(s, "\n"); slices.Sort(l); return l }
+	var b bytes.Buffer
+	for _, f := range checked {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(lines(want), lines(b.String())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Every family is in the catalogue as it is exported, and the other way round.
+func TestCatalogueIsThePage(t *testing.T) {
+	families, done, err := prometheus.NewMultiTRegistry(
+		New(&fixed{snapshot: full()}), prometheus.ToTransactionalGatherer(NewRegistry())).Gather()
+	defer done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	exported := make(map[string]*dto.MetricFamily)
+	for _, f := range families {
+		if strings.HasPrefix(f.GetName(), "sockq_") {
+			exported[f.GetName()] = f
+		}
+	}
+	for _, m := range catalogue.All {
+		f := exported[m.Name]
+		delete(exported, m.Name)
+		if (f != nil) != m.Exported() {
+			t.Errorf("%s: in the catalogue exported %t, on the page %t", m.Name, m.Exported(), f != nil)
+		}
+		if f == nil {
+			continue
+		}
+		if f.GetHelp() != m.Help {
+			t.Errorf("%s: help %q, catalogue %q", m.Name, f.GetHelp(), m.Help)
+		}
+		if got := strings.ToLower(f.GetType().String()); got != string(m.Type) {
+			t.Errorf("%s: type %s, catalogue %s", m.Name, got, m.Type)
+		}
+		for _, s := range f.Metric {
+			var names []string
+			for _, l := range s.Label {
+				names = append(names, l.GetName())
+			}
+			slices.Sort(names)
+			want := slices.Sorted(slices.Values(m.Labels))
+			if !slices.Equal(names, want) {
+				t.Errorf("%s: labels %v, catalogue %v", m.Name, names, want)
+			}
+		}
+	}
+	for name := range exported {
+		t.Errorf("%s is not in the catalogue", name)
+	}
+}
+
+// series are the lines of a page that begin with a prefix.
+func lines(page, prefix string) []string {
+	var out []string
+	for l := range strings.Lines(page) {
+		if strings.HasPrefix(l, prefix) {
+			out = append(out, strings.TrimSuffix(l, "\n"))
+		}
+	}
+	return out
+}
+
+// What is unknown has no series, whatever the field says.
+func TestUnknownIsAbsent(t *testing.T) {
+	tests := map[string]struct {
+		change func(*probes.Snapshot)
+		gone   []string // prefixes of lines that disappear; all else stays
+	}{
+		"sockets not counted": {
+			func(s *probes.Snapshot) { s.Namespaces[0].SocketsKnown = false },
+			[]string{"sockq_tcp_"},
+		},
+		"bound sockets not counted": {
+			func(s *probes.Snapshot) { s.Namespaces[0].BoundKnown = false },
+			[]string{`sockq_tcp_sockets{netns="host",state="CLOSE"}`},
+		},
+		"settings not read": {
+			func(s *probes.Snapshot) { s.Namespaces[0].SettingsKnown = false },
+			[]string{"sockq_sysctl", "sockq_kernel_tcp_events_total"},
+		},
+		"a sysctl that the namespace does not have": {
+			func(s *probes.Snapshot) { s.Namespaces[0].Sysctls[census.SysctlMaxTWBuckets] = -1 },
+			[]string{`sockq_sysctl{name="tcp_max_tw_buckets",netns="host"}`},
+		},
+		"a counter that the kernel does not have": {
+			func(s *probes.Snapshot) { s.Namespaces[0].EventsKnown[1] = false },
+			[]string{`sockq_kernel_tcp_events_total{event="ListenDrops",netns="host"}`},
+		},
+		"not audited": {
+			func(s *probes.Snapshot) { s.Namespaces[0].Audited = false },
+			[]string{"sockq_audit_difference"},
+		},
+		"SYN queue unknown": {
+			func(s *probes.Snapshot) { s.Listeners[0].SynQueueKnown = false },
+			[]string{"sockq_listener_syn_queue_length", "sockq_listener_syn_queue_peak"},
+		},
+		"SYN limit unknown": {
+			func(s *probes.Snapshot) { s.Listeners[0].SynLimitKnown = false },
+			[]string{"sockq_listener_syn_queue_limit"},
+		},
+		"a set after its last socket": {
+			func(s *probes.Snapshot) { s.Listeners[0].Live = false },
+			[]string{
+				"sockq_listener_accept_queue_length", "sockq_listener_accept_queue_limit", "sockq_listener_accept_queue_fill_ratio",
+				"sockq_listener_syn_queue_length", "sockq_listener_syn_queue_limit", "sockq_listener_sockets",
+			},
+		},
+		"no BPF statistics": {
+			func(s *probes.Snapshot) { s.Probes[0].StatsKnown = false },
+			[]string{"sockq_probe_runs_total", "sockq_probe_run_seconds_total"},
+		},
+		"a source never read with success": {
+			func(s *probes.Snapshot) { s.Sources[0].LastSuccess = time.Time{} },
+			[]string{"sockq_source_last_success_timestamp_seconds"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			want := lines(text(t, New(&fixed{snapshot: full()})), "sockq_")
+			want = slices.DeleteFunc(want, func(l string) bool {
+				return slices.ContainsFunc(test.gone, func(p string) bool { return strings.HasPrefix(l, p) })
+			})
+			s := full()
+			test.change(s)
+			if diff := cmp.Diff(want, lines(text(t, New(&fixed{snapshot: s})), "sockq_")); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Other has sums only: no maxima, no settings.
+func TestOther(t *testing.T) {
+	s := full()
+	other := s.Namespaces[0]
+	other.Name, other.SettingsKnown, other.Audited = probes.Other, false, false
+	s.Namespaces = append(s.Namespaces, other)
+	page := text(t, New(&fixed{snapshot: s}))
+	var got []string
+	for _, l := range lines(page, "sockq_") {
+		if strings.Contains(l, `netns="other"`) {
+			name, _, _ := strings.Cut(l, "{")
+			got = append(got, name)
+		}
+	}
+	want := []string{"sockq_tcp_receive_queue_bytes", "sockq_tcp_send_queue_bytes", "sockq_tcp_sockets"}
+	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if n := len(lines(page, "sockq_tcp_sockets{")); n != 2*len(tcpstate.All) {
+		t.Errorf("%d series of states for two namespaces", n)
+	}
+}
+
+// A namespace that comes back under its name brings a second set with the same
+// labels; the page must have each series once.
+func TestSetsWithTheSameLabels(t *testing.T) {
+	const drops = "sockq_listener_socket_drops_total"
+	old := probes.Listener{ID: 1, Namespace: "a", Address: "0.0.0.0:80", SocketDrops: 100}
+	young := probes.Listener{ID: 2, Namespace: "a", Address: "0.0.0.0:80", SocketDrops: 2, Live: true}
+	youngest := probes.Listener{ID: 3, Namespace: "a", Address: "0.0.0.0:80", SocketDrops: 3}
+	tests := []struct {
+		listeners []probes.Listener
+		want      string
+	}{
+		{[]probes.Listener{old}, "100"},
+		{[]probes.Listener{old, young}, "2"},
+		{[]probes.Listener{young, old}, "2"},
+		{[]probes.Listener{young, youngest}, "2"},
+		{[]probes.Listener{old, youngest}, "3"},
+		{[]probes.Listener{youngest, old}, "3"},
+	}
+	src := &fixed{}
+	g := New(src)
+	for i, test := range tests {
+		src.snapshot = &probes.Snapshot{Listeners: test.listeners}
+		want := []string{drops + `{address="0.0.0.0:80",netns="a"} ` + test.want}
+		if diff := cmp.Diff(want, lines(text(t, g), drops)); diff != "" {
+			t.Errorf("%d (-want +got):\n%s", i, diff)
+		}
+	}
+	// Distinct as bytes, equal as UTF-8.
+	src.snapshot = &probes.Snapshot{
+		Namespaces: []probes.Namespace{{Name: "n\xff", Audited: true}, {Name: "n\xfe", Audited: true, StateDifference: 1}},
+		Listeners:  []probes.Listener{{ID: 1, Namespace: "n\xff", Address: "[::]:1%\xff"}, {ID: 2, Namespace: "n\xfe", Address: "[::]:1%\xfe"}},
+	}
+	page := text(t, g)
+	if got := lines(page, drops); len(got) != 1 {
+		t.Errorf("listeners whose names are not UTF-8: %q", got)
+	}
+	if got := lines(page, "sockq_audit_difference{"); len(got) != 1 || !strings.HasSuffix(got[0], " 0") {
+		t.Errorf("namespaces whose names are not UTF-8: %q", got)
+	}
+}
+
+// What is gone leaves the page and the memory; what stays keeps its series.
+func TestGoneIsForgotten(t *testing.T) {
+	src := &fixed{snapshot: many(10, 10)}
+	g := New(src)
+	first := text(t, g)
+	stays := g.listeners.rows[listenerKey(&src.snapshot.Listeners[3])]
+	src.snapshot = &probes.Snapshot{
+		Namespaces: src.snapshot.Namespaces[2:3],
+		Listeners:  src.snapshot.Listeners[3:4],
+	}
+	page := text(t, g)
+	if got := len(lines(page, "sockq_listener_socket_drops_total{")); got != 1 {
+		t.Errorf("%d listeners on the page, want 1", got)
+	}
+	if len(g.listeners.rows) != 1 || len(g.namespaces.rows) != 1 {
+		t.Errorf("%d listeners and %d namespaces kept, want 1 and 1", len(g.listeners.rows), len(g.namespaces.rows))
+	}
+	if g.listeners.rows[listenerKey(&src.snapshot.Listeners[0])] != stays {
+		t.Error("the series of a listener that stayed were made anew")
+	}
+	for _, f := range g.families {
+		for _, m := range f.Metric[len(f.Metric):cap(f.Metric)] {
+			if m != nil {
+				t.Fatalf("%s keeps a series that is gone", f.metric.Name)
+			}
+		}
+	}
+	src.snapshot = many(10, 10)
+	if diff := cmp.Diff(first, text(t, g)); diff != "" {
+		t.Errorf("all back (-first +now):\n%s", diff)
+	}
+}
+
+func TestSnapshotError(t *testing.T) {
+	src := &fixed{err: errors.New("boom")}
+	g := New(src)
+	for range 2 { // the second must not wait for the first
+		families, done, err := g.Gather()
+		done()
+		if !errors.Is(err, src.err) || len(families) != 0 {
+			t.Fatalf("got %d families and error %v", len(families), err)
+		}
+	}
+	src.snapshot, src.err = full(), nil
+	text(t, g)
+}
+
+// counting hands out Snapshots in which every value is the same, and one more
+// than in the last.
+type counting struct {
+	mu sync.Mutex
+	n  uint64
+}
+
+func (c *counting) Snapshot() (*probes.Snapshot, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	s := many(20, 3)
+	for i := range s.Listeners {
+		s.Listeners[i].AcceptQueue, s.Listeners[i].SocketDrops = c.n, c.n
+	}
+	return s, nil
+}
+
+// Scrapes at the same time show one Snapshot each, never a mixture.
+func TestConcurrentScrapes(t *testing.T) {
+	g := New(new(counting))
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			last := ""
+			for range 50 {
+				page := text(t, g)
+				var values []string
+				for _, prefix := range []string{"sockq_listener_accept_queue_length{", "sockq_listener_socket_drops_total{"} {
+					for _, l := range lines(page, prefix) {
+						values = append(values, l[strings.LastIndexByte(l, ' '):])
+					}
+				}
+				if n := len(values); n != 40 {
+					t.Errorf("%d values, want 40", n)
+				}
+				if values = slices.Compact(values); len(values) != 1 || values[0] == last {
+					t.Errorf("one page shows the Snapshots %v, the last was %s", values, last)
+				}
+				last = values[0]
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// many is a Snapshot of a busy node.
+func many(listeners, namespaces int) *probes.Snapshot {
+	one := full()
+	s := &probes.Snapshot{Time: one.Time, Kernel: one.Kernel, Probes: one.Probes, Sources: one.Sources, Audits: one.Audits, Lost: one.Lost}
+	for i := range namespaces {
+		n := one.Namespaces[0]
+		n.Name = fmt.Sprintf("%010d", 4026531840+i)
+		s.Namespaces = append(s.Namespaces, n)
+	}
+	for i := range listeners {
+		l := one.Listeners[0]
+		l.ID, l.Namespace = uint64(i), s.Namespaces[i*namespaces/listeners].Name
+		l.Address = fmt.Sprintf("10.%d.%d.1:%d", i>>8, i&0xff, 10000+i)
+		l.AcceptQueue, l.FillRatio, l.ConnectionSeconds = uint64(i%128), float64(i%128)/129, float64(i)*1.2345
+		s.Listeners = append(s.Listeners, l)
+	}
+	return s
+}
+
+// TestScrapeAllocatesLittle holds the bound that the agent states: what a
+// scrape allocates does not grow with the listeners and namespaces.
+func TestScrapeAllocatesLittle(t *testing.T) {
+	allocs := func(listeners, namespaces int) float64 {
+		g := New(&fixed{snapshot: many(listeners, namespaces)})
+		return testing.AllocsPerRun(20, func() {
+			_, done, err := g.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			done()
+		})
+	}
+	if few, lots := allocs(1, 1), allocs(1000, 300); lots > few {
+		t.Errorf("%v allocations with 1,000 listeners, %v with one", lots, few)
+	}
+}
+
+func BenchmarkScrape(b *testing.B) {
+	for _, size := range []struct{ listeners, namespaces int }{{1000, 1}, {1000, 300}} {
+		b.Run(fmt.Sprintf("listeners=%d/namespaces=%d", size.listeners, size.namespaces), func(b *testing.B) {
+			g := New(&fixed{snapshot: many(size.listeners, size.namespaces)})
+			series := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				families, done, err := g.Gather()
+				if err != nil {
+					b.Fatal(err)
+				}
+				enc := expfmt.NewEncoder(io.Discard, expfmt.NewFormat(expfmt.TypeTextPlain))
+				series = 0
+				for _, f := range families {
+					series += len(f.Metric)
+					if err := enc.Encode(f); err != nil {
+						b.Fatal(err)
+					}
+				}
+				done()
+			}
+			b.ReportMetric(float64(series), "series")
+		})
+	}
+}

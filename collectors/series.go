@@ -1,0 +1,67 @@
+package collectors
+
+import (
+	"slices"
+	"strings"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"sockq/collectors/catalogue"
+)
+
+// series is one line of a family. Its labels and the protobuf around its value
+// are made once; a scrape sets the value.
+type series struct {
+	metric dto.Metric
+	value  float64
+}
+
+func (s *series) init(t catalogue.Type, labels []*dto.LabelPair) {
+	s.metric.Label = labels
+	if t == catalogue.Counter {
+		s.metric.Counter = &dto.Counter{Value: &s.value}
+	} else {
+		s.metric.Gauge = &dto.Gauge{Value: &s.value}
+	}
+}
+
+// labels pairs names with values, in the order of the names' letters as every
+// Prometheus client has them.
+func labels(names []string, values ...string) []*dto.LabelPair {
+	out := make([]*dto.LabelPair, len(names))
+	for i := range names {
+		value := validUTF8(values[i])
+		out[i] = &dto.LabelPair{Name: &names[i], Value: &value}
+	}
+	slices.SortFunc(out, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return out
+}
+
+// family collects the series of one metric for one scrape.
+type family struct {
+	metric *catalogue.Metric
+	dto.MetricFamily
+}
+
+func newFamily(m *catalogue.Metric) *family {
+	f := &family{metric: m}
+	f.Name, f.Help = &m.Name, &m.Help
+	f.Type = dto.MetricType_GAUGE.Enum()
+	if m.Type == catalogue.Counter {
+		f.Type = dto.MetricType_COUNTER.Enum()
+	}
+	return f
+}
+
+// show puts s with its value into this scrape.
+func (f *family) show(s *series, value float64) {
+	s.value = value
+	f.Metric = append(f.Metric, &s.metric)
+}
+
+// add makes a series for this scrape alone.
+func (f *family) add(value float64, labelValues ...string) {
+	s := new(series)
+	s.init(f.metric.Type, labels(f.metric.Labels, labelValues...))
+	f.show(s, value)
+}
