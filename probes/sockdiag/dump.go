@@ -45,7 +45,7 @@ func (c *Client) dump(q Query, typ uint16, family uint8, fn func(*Socket) error)
 	for first := true; ; first = false {
 		h, body, err := c.next()
 		switch {
-		case err == errEnd:
+		case errors.Is(err, errEnd):
 			if c.interrupted {
 				return fmt.Errorf("dump sockets: %w", ErrInterrupted)
 			}
@@ -93,7 +93,7 @@ func (c *Client) drain() error {
 	for c.unfinished {
 		_, _, err := c.next()
 		switch {
-		case err == nil, err == errEnd, errors.As(err, new(refusal)), errors.As(err, new(malformed)):
+		case err == nil, errors.Is(err, errEnd), errors.As(err, new(refusal)), errors.As(err, new(malformed)):
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			// Its end was in a datagram that was lost.
 			c.unfinished = false

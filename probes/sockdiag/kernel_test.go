@@ -435,7 +435,7 @@ func TestCgroupID(t *testing.T) {
 		if err := unix.Mount("cgroup2", mnt, "cgroup2", unix.MS_RDONLY, ""); err != nil {
 			skip(t, "mount cgroup2: %v", err)
 		}
-		defer unix.Unmount(mnt, unix.MNT_DETACH)
+		defer func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) }()
 		var stat unix.Stat_t
 		if err := unix.Stat(mnt+strings.TrimSpace(path), &stat); err != nil {
 			t.Fatal(err)
