@@ -86,7 +86,7 @@ func launch(t *testing.T, who as, args ...string) *process {
 	address := free.Addr().String()
 	free.Close()
 	p := &process{t: t, url: "http://" + address}
-	p.cmd = exec.Command(path, append([]string{"--web.listen-address=" + address}, args...)...)
+	p.cmd = exec.Command(path, append([]string{"--web.listen-address=" + address, "--max-listeners=100000"}, args...)...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	if who.nobody {
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -85,8 +85,9 @@ func (a *auditor) round(ctx context.Context, now time.Time) error {
 	inodes := slices.SortedFunc(maps.Keys(paths), func(x, y uint32) int {
 		return a.audited[x].Compare(a.audited[y])
 	})
-	for _, inode := range inodes {
-		if a.credit <= 0 {
+	for i, inode := range inodes {
+		// The first is paid for, however dear it was to find it.
+		if i > 0 && a.credit <= 0 {
 			return nil
 		}
 		a.audited[inode] = now
