@@ -151,14 +151,15 @@ func (a *auditor) audit(ctx context.Context, inode uint32, path string) error {
 	return err
 }
 
-// tally is a dump in short: equal tallies are of the same sockets in the same states.
+// tally is a dump in short: equal tallies are of the same sockets in the same
+// states. A socket that a dump repeats makes it unequal to the other one.
 type tally struct {
 	states [tcpstate.Count]uint64
 	mixed  uint64
 }
 
 func dump(ctx context.Context, client *sockdiag.Client) (t tally, err error) {
-	err = client.Dump(sockdiag.Query{}, func(s *sockdiag.Socket) error {
+	err = client.Dump(sockdiag.Query{Repeats: true}, func(s *sockdiag.Socket) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -256,12 +256,13 @@ func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
 	return &s.sockets, nil
 }
 
-// count adds the sockets of one namespace. Listeners come first in a dump
+// count adds the sockets of one namespace. Like the walk, it may count a socket
+// twice that changes while it is counted. Listeners come first in a dump
 // (inet_diag_dump_icsk), so the connections after them know their direction.
 func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) error {
 	n := NamespaceSockets{Inode: p.inode, Cookie: p.cookie}
 	clear(s.ports)
-	err := client.Dump(sockdiag.Query{}, func(sk *sockdiag.Socket) error {
+	err := client.Dump(sockdiag.Query{Repeats: true}, func(sk *sockdiag.Socket) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

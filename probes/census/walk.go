@@ -82,6 +82,11 @@ func OpenWalk(procfs string) (_ *Walk, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("load kernel type information: needs a kernel with CONFIG_DEBUG_INFO_BTF=y: %w", err)
 	}
+	// Younger than everything else that the programs need.
+	var iterator *btf.Func
+	if err := kernel.TypeByName("bpf_iter_num_new", &iterator); err != nil {
+		return nil, fmt.Errorf("walk the kernel's tables: needs Linux 6.4 or newer: %w", err)
+	}
 	if err := w.loadNamespaces(kernel); err != nil {
 		return nil, explain("load the walk over namespaces", err)
 	}
@@ -113,8 +118,6 @@ func explain(doing string, err error) error {
 		return fmt.Errorf("%s: %s missing: run sockq as root or give it CAP_BPF and CAP_PERFMON: %w", doing, strings.Join(missing, " and "), err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%s: this system forbids BPF (seccomp, lockdown or kernel.unprivileged_bpf_disabled): %w", doing, err)
-	case errors.Is(err, btf.ErrNotFound), errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("%s: needs Linux 6.4 or newer: %w", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

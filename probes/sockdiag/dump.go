@@ -61,7 +61,7 @@ func (c *Client) dump(q Query, typ uint16, family uint8, fn func(*Socket) error)
 		if err := parseSocket(body, &c.socket); err != nil {
 			return fmt.Errorf("dump sockets: %w", err)
 		}
-		if !c.seen.add(c.socket.Cookie) {
+		if !q.Repeats && !c.seen.add(c.socket.Cookie) {
 			continue
 		}
 		if err := fn(&c.socket); err != nil {

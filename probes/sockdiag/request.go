@@ -22,6 +22,10 @@ type Query struct {
 	Extensions Extension
 	// Filter is applied in the kernel. The empty Filter filters nothing.
 	Filter Filter
+	// Repeats allows a socket to come more than once, which happens only if
+	// sockets change during the dump. Then no cookies are kept: a seventh of
+	// the CPU time, and all memory that grows with the sockets.
+	Repeats bool
 }
 
 // Extension is a set of attributes that the kernel adds to full sockets on

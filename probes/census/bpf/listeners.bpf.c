@@ -88,6 +88,48 @@ static __always_inline int all_empty(__u64 table, __u32 first)
 	return empty;
 }
 
+static __noinline int add_listener(struct walk *w, __u64 sk)
+{
+	__u32 index = w->seen;
+	struct listener_record *r;
+
+	if (CAST(sk, struct sock_common)->skc_state != TCP_LISTEN)
+		return 0;
+	r = bpf_map_lookup_elem(&listeners, &index);
+	if (r)
+		read_listener(r, sk);
+	w->seen++;
+	return 0;
+}
+
+/* Most chains are short; an iterator for the others costs more than they do. */
+#define SHORT_CHAIN 4
+
+static __noinline int walk_chain(struct walk *w, __u64 node, __u32 bucket)
+{
+	struct bpf_iter_num nodes;
+
+	for (int i = 0; i < SHORT_CHAIN && !(node & 1); i++) {
+		__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
+
+		node = LOAD64(node);
+		add_listener(w, sk);
+	}
+	if (!(node & 1)) {
+		bpf_iter_num_new(&nodes, 0, CHAIN_MAX);
+		while (!(node & 1) && bpf_iter_num_next(&nodes)) {
+			__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
+
+			node = LOAD64(node);
+			add_listener(w, sk);
+		}
+		bpf_iter_num_destroy(&nodes);
+	}
+	if (node >> 1 != bucket + LISTENING_NULLS_BASE)
+		w->moved++;
+	return 0;
+}
+
 /* walk_listeners fills the records; w->seen counts also those that found no
  * place.
  */
@@ -96,9 +138,9 @@ int walk_listeners(struct walk *w)
 {
 	struct inet_hashinfo *h = CAST(w->hashinfo, struct inet_hashinfo);
 	__u64 table = LOADP(w->hashinfo, struct inet_hashinfo, lhash2);
-	struct bpf_iter_num groups, buckets, nodes;
 	__u32 end = h->lhash2_mask + 1;
-	int *g, *b;
+	struct bpf_iter_num groups;
+	int *g;
 
 	if (!table)
 		return 1;
@@ -110,34 +152,13 @@ int walk_listeners(struct walk *w)
 
 		if (all_empty(table, first))
 			continue;
-		bpf_iter_num_new(&buckets, first, first + BUCKETS);
-		while ((b = bpf_iter_num_next(&buckets))) {
-			__u32 bucket = *b;
+		for (int i = 0; i < BUCKETS; i++) {
+			__u32 bucket = first + i;
 			__u64 node = chain_of(table, bucket);
 
-			if (bucket >= end)
-				break;
-			if (!(node & 1)) {
-				bpf_iter_num_new(&nodes, 0, CHAIN_MAX);
-				while (!(node & 1) && bpf_iter_num_next(&nodes)) {
-					__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
-					__u32 index = w->seen;
-					struct listener_record *r;
-
-					node = LOAD64(node);
-					if (CAST(sk, struct sock_common)->skc_state != TCP_LISTEN)
-						continue;
-					r = bpf_map_lookup_elem(&listeners, &index);
-					if (r)
-						read_listener(r, sk);
-					w->seen++;
-				}
-				bpf_iter_num_destroy(&nodes);
-			}
-			if (node >> 1 != bucket + LISTENING_NULLS_BASE)
-				w->moved++;
+			if (bucket < end && !(node & 1))
+				walk_chain(w, node, bucket);
 		}
-		bpf_iter_num_destroy(&buckets);
 	}
 	bpf_iter_num_destroy(&groups);
 	bpf_rcu_read_unlock();
