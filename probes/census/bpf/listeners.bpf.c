@@ -88,41 +88,33 @@ static __always_inline int all_empty(__u64 table, __u32 first)
 	return empty;
 }
 
-static __noinline int add_listener(struct walk *w, __u64 sk)
+/* add_listener returns the next node. */
+static __noinline __u64 add_listener(struct walk *w, __u64 node)
 {
+	__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
+	__u64 next = LOAD64(node);
 	__u32 index = w->seen;
 	struct listener_record *r;
 
 	if (CAST(sk, struct sock_common)->skc_state != TCP_LISTEN)
-		return 0;
+		return next;
 	r = bpf_map_lookup_elem(&listeners, &index);
 	if (r)
 		read_listener(r, sk);
 	w->seen++;
-	return 0;
+	return next;
 }
 
-/* Most chains are short; an iterator for the others costs more than they do. */
-#define SHORT_CHAIN 4
-
+/* Most chains have one socket: an iterator for it would cost more than it does. */
 static __noinline int walk_chain(struct walk *w, __u64 node, __u32 bucket)
 {
 	struct bpf_iter_num nodes;
 
-	for (int i = 0; i < SHORT_CHAIN && !(node & 1); i++) {
-		__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
-
-		node = LOAD64(node);
-		add_listener(w, sk);
-	}
+	node = add_listener(w, node);
 	if (!(node & 1)) {
 		bpf_iter_num_new(&nodes, 0, CHAIN_MAX);
-		while (!(node & 1) && bpf_iter_num_next(&nodes)) {
-			__u64 sk = CONTAINER(node, struct sock_common, skc_nulls_node);
-
-			node = LOAD64(node);
-			add_listener(w, sk);
-		}
+		while (!(node & 1) && bpf_iter_num_next(&nodes))
+			node = add_listener(w, node);
 		bpf_iter_num_destroy(&nodes);
 	}
 	if (node >> 1 != bucket + LISTENING_NULLS_BASE)
@@ -139,8 +131,8 @@ int walk_listeners(struct walk *w)
 	struct inet_hashinfo *h = CAST(w->hashinfo, struct inet_hashinfo);
 	__u64 table = LOADP(w->hashinfo, struct inet_hashinfo, lhash2);
 	__u32 end = h->lhash2_mask + 1;
-	struct bpf_iter_num groups;
-	int *g;
+	struct bpf_iter_num groups, buckets;
+	int *g, *b;
 
 	if (!table)
 		return 1;
@@ -152,13 +144,15 @@ int walk_listeners(struct walk *w)
 
 		if (all_empty(table, first))
 			continue;
-		for (int i = 0; i < BUCKETS; i++) {
-			__u32 bucket = first + i;
+		bpf_iter_num_new(&buckets, first, first + BUCKETS);
+		while ((b = bpf_iter_num_next(&buckets))) {
+			__u32 bucket = *b;
 			__u64 node = chain_of(table, bucket);
 
 			if (bucket < end && !(node & 1))
 				walk_chain(w, node, bucket);
 		}
+		bpf_iter_num_destroy(&buckets);
 	}
 	bpf_iter_num_destroy(&groups);
 	bpf_rcu_read_unlock();
