@@ -90,7 +90,7 @@ func addFlags(app *kingpin.Application) *config {
 	durationFlag(app, "listener.interval", "Time between two looks at the listeners' queues. What is shorter can be missed in peaks and in the time at full.",
 		"100ms", &opts.ListenerInterval, 10*time.Millisecond, 10*time.Second)
 	app.Flag("audit.budget", "Share of one CPU that sockq may use to compare its counts with the kernel's own (sockq_audit_difference), 0 for no audit.").
-		Default(strconv.FormatFloat(probes.DefaultAuditBudget, 'g', -1, 64)).SetValue(value{"audit.budget", "a number from 0 to 1, such as 0.002", func(s string) bool {
+		Default(strconv.FormatFloat(probes.DefaultAuditBudget, 'g', -1, 64)).SetValue(value{"audit.budget", "a number from 0 to 1, such as 0.0005", func(s string) bool {
 		v, err := strconv.ParseFloat(s, 64)
 		opts.AuditBudget = v
 		return err == nil && v >= 0 && v <= 1

@@ -41,8 +41,8 @@ type Options struct {
 	Mechanism census.Mechanism
 }
 
-// DefaultAuditBudget is two thousandths of a CPU.
-const DefaultAuditBudget = 0.002
+// DefaultAuditBudget is half a thousandth of a CPU: 30 ms a minute.
+const DefaultAuditBudget = 0.0005
 
 func (o *Options) setDefaults() {
 	if o.Logger == nil {

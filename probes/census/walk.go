@@ -497,6 +497,10 @@ func (w *Walk) countOnce(ctx context.Context, connected *ebpf.Program, bound *bo
 // bucketsPerCall bounds a call on an empty table, NODES_PER_CALL one on a full table.
 const bucketsPerCall = 1 << 14
 
+// No table is larger. One that seems to be went with its namespace under the
+// walk, and its memory is something else by now.
+const maxBuckets = 1 << 25
+
 // walk calls a program until it reached the end of its table.
 func (w *Walk) walk(ctx context.Context, program *ebpf.Program, t table) (moved, lost uint32, err error) {
 	state := socketsWalk{Hashinfo: t.hashinfo, Cookie: t.cookie, Census: w.census}
@@ -515,6 +519,9 @@ func (w *Walk) walk(ctx context.Context, program *ebpf.Program, t table) (moved,
 		}
 		if state.Start == start {
 			return state.Moved, state.Lost, nil
+		}
+		if state.Start > maxBuckets {
+			return state.Moved + 1, state.Lost, nil
 		}
 	}
 }
