@@ -51,11 +51,14 @@ func newRegistry(max int, names namer) *registry {
 	return &registry{max: max, names: names, known: make(map[identity]*namespace), taken: make(map[string]identity)}
 }
 
-// update takes the list of all namespaces. Names are read anew if one of them is
-// new or refresh says so. It returns the namespaces whose name changed.
-func (r *registry) update(list []census.Namespace, refresh bool) (renamed []identity, err error) {
+// update takes the list of all namespaces and, if the names were read anew, the
+// names. It returns the namespaces whose name changed. For a namespace that is
+// new it reads the names itself; whether that fails shows when they are read
+// the next time.
+func (r *registry) update(list []census.Namespace, named bool) (renamed []identity) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	strangers := false
 	for _, n := range r.known {
 		n.listed = false
 	}
@@ -65,7 +68,7 @@ func (r *registry) update(list []census.Namespace, refresh bool) (renamed []iden
 		if !ok {
 			n = new(namespace)
 			r.known[id] = n
-			refresh = true
+			strangers = true
 		}
 		n.listed, n.initial, n.read = true, list[i].Initial, list[i]
 	}
@@ -75,10 +78,12 @@ func (r *registry) update(list []census.Namespace, refresh bool) (renamed []iden
 			delete(r.known, id)
 		}
 	}
-	if !refresh {
-		return nil, nil
+	if !named && !strangers {
+		return nil
 	}
-	err = r.names.Refresh()
+	if !named {
+		_ = r.names.Refresh()
+	}
 	// In the order of their inodes, the initial one first, so that which
 	// ones are over the cap does not depend on chance.
 	ids := slices.SortedFunc(maps.Keys(r.known), func(a, b identity) int {
@@ -117,7 +122,7 @@ func (r *registry) update(list []census.Namespace, refresh bool) (renamed []iden
 		r.taken[name] = id
 		r.own++
 	}
-	return renamed, err
+	return renamed
 }
 
 func (r *registry) release(n *namespace) {

@@ -65,6 +65,7 @@ const (
 	SourceSockets    = "sockets"
 	SourceListeners  = "listeners"
 	SourceNamespaces = "namespaces"
+	SourceNames      = "names"
 	SourceAudit      = "audit"
 )
 
@@ -114,13 +115,11 @@ func Open(opts Options) (_ *Probes, err error) {
 	if err := p.openSource(); err != nil {
 		return nil, err
 	}
-	if p.walk != nil {
-		tier, err := tracker.FindTier(opts.SysFS)
-		if err != nil {
-			p.log.Warn("No event tracing on this kernel", "reason", err)
-		}
-		p.kernel.Tier = string(tier)
+	tier, err := tracker.FindTier(opts.SysFS)
+	if err != nil && p.walk != nil { // else it was said
+		p.log.Warn("No event tracing on this kernel", "reason", err)
 	}
+	p.kernel.Tier = string(tier)
 	p.openAudit()
 	if opts.BPFStats && p.walk != nil {
 		if p.stats, err = ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err != nil {
@@ -309,8 +308,11 @@ func (p *Probes) read(name string, fn func() error) error {
 }
 
 // readNamespaces reads the list of namespaces and, if refresh says so or one is
-// new, their names.
+// new, their names. Without names namespaces go by their inodes.
 func (p *Probes) readNamespaces(refresh bool) error {
+	if refresh {
+		_ = p.read(SourceNames, p.names.Refresh)
+	}
 	return p.read(SourceNamespaces, func() error {
 		p.namespaces.Lock()
 		defer p.namespaces.Unlock()
@@ -321,15 +323,14 @@ func (p *Probes) readNamespaces(refresh bool) error {
 		if err != nil {
 			return err
 		}
-		renamed, err := p.registry.update(list, refresh)
-		if len(renamed) > 0 {
+		if renamed := p.registry.update(list, refresh); len(renamed) > 0 {
 			p.listeners.Lock()
 			defer p.listeners.Unlock()
 			for _, id := range renamed {
 				p.ledger.renamed(id.inode, id.cookie)
 			}
 		}
-		return err
+		return nil
 	})
 }
 

@@ -419,8 +419,28 @@ func TestSnapshotAfterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, source := range s.Sources {
-		if source.Up {
+		if source.Up && source.Name != SourceNames {
 			t.Errorf("source %s is up", source.Name)
 		}
+	}
+}
+
+// Names are a comfort: without them namespaces go by their inodes.
+func TestNamesThatCannotBeRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(file, nil, 0o644); err != nil { // no directory
+		t.Fatal(err)
+	}
+	p := open(t, census.MechanismWalk, file)
+	s, err := p.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := make(map[string]bool)
+	for _, source := range s.Sources {
+		up[source.Name] = source.Up
+	}
+	if up[SourceNames] || !up[SourceNamespaces] || len(s.Namespaces) == 0 {
+		t.Errorf("sources up: %v, %d namespaces", up, len(s.Namespaces))
 	}
 }
