@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +24,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sockq": main})
+	commands := map[string]func(){"sockq": main}
+	maps.Copy(commands, badPlaces)
+	testscript.Main(m, commands)
 }
 
 func TestScripts(t *testing.T) {
