@@ -42,8 +42,8 @@ Run it without any flag, then look:
 Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
 
     CAP_BPF + CAP_PERFMON   all sockets of all namespaces
-    CAP_SYS_PTRACE          names of namespaces
     CAP_SYS_ADMIN           the audit of namespaces other than sockq's own
+    CAP_SYS_PTRACE          also of those that have no name, only a process
 
 On older kernels CAP_SYS_ADMIN is what shows other namespaces. Without any of
 them sockq shows the namespace that it runs in, and says what is missing.
