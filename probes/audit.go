@@ -46,9 +46,13 @@ type auditor struct {
 	mu          sync.Mutex
 	checks      uint64
 	skipped     uint64
-	differences map[uint32]uint64 // by inode of the namespace
+	differences map[uint32]result // by inode of the namespace
 	denied      error             // why no other namespace can be entered
 }
+
+// result is of a namespace that is known by its cookie, since its inode number
+// may come back; 0 where it has no socket to tell.
+type result struct{ cookie, difference uint64 }
 
 func newAuditor(budget float64, count func(context.Context) (*census.Sockets, error), find func() (map[uint32]string, error)) (*auditor, error) {
 	bound, err := sockdiag.BoundInactiveSupported()
@@ -61,7 +65,7 @@ func newAuditor(budget float64, count func(context.Context) (*census.Sockets, er
 	}
 	return &auditor{
 		budget: budget, count: count, find: find, bound: bound, own: own,
-		credit: time.Duration(budget * float64(auditSaving)), differences: make(map[uint32]uint64),
+		credit: time.Duration(budget * float64(auditSaving)), differences: make(map[uint32]result),
 		audited: make(map[uint32]time.Time),
 	}, nil
 }
@@ -190,10 +194,10 @@ func (a *auditor) check(ctx context.Context, inode uint32, client *sockdiag.Clie
 	if err != nil {
 		return err
 	}
-	var ours [tcpstate.Count]uint64
-	for i := range sockets.Namespaces {
-		if n := &sockets.Namespaces[i]; n.Inode == inode {
-			ours = n.States
+	var ours census.NamespaceSockets
+	for _, n := range sockets.Namespaces {
+		if n.Inode == inode {
+			ours = n
 		}
 	}
 	after, err := dump(ctx, client)
@@ -207,7 +211,7 @@ func (a *auditor) check(ctx context.Context, inode uint32, client *sockdiag.Clie
 		return nil
 	}
 	a.checks++
-	a.differences[inode] = difference(ours, after.states, a.bound && sockets.BoundKnown)
+	a.differences[inode] = result{ours.Cookie, difference(ours.States, after.states, a.bound && sockets.BoundKnown)}
 	return nil
 }
 
@@ -248,8 +252,9 @@ func (a *auditor) report(s *Snapshot) {
 	s.Audits = []Audit{{Check: checkStates, Checks: a.checks, Skipped: a.skipped}}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
-		if n.Name != Other {
-			n.StateDifference, n.Audited = a.differences[n.Inode]
+		r, ok := a.differences[n.Inode]
+		if ok && n.Name != Other && (r.cookie == 0 || r.cookie == n.Cookie) {
+			n.StateDifference, n.Audited = r.difference, true
 		}
 	}
 }

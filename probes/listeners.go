@@ -2,6 +2,7 @@ package probes
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ const (
 	// A late sample stands for the time since the one before, up to this
 	// many intervals; what is beyond is nobody's knowledge and not counted.
 	maxGap = 10
+	// maxPast bounds the sockets that are remembered after they went.
+	maxPast = 65536
 )
 
 // ledger turns samples of listening sockets into what must be remembered of
@@ -39,7 +42,9 @@ type ledger struct {
 	sorted  bool               // all is
 	sockets map[uint64]*socket // by census.Listener.Key
 	crowd   map[labels]int     // sockets of each address that went under Other
+	past    map[life]ended     // sockets that were lost sight of
 	owned   int                // sets with labels of their own
+	waiting int                // those of them that vanished
 	nextID  uint64
 	last    time.Time // of the last sample
 	sample  uint64    // its number
@@ -65,6 +70,15 @@ type set struct {
 	peakRatio     [2]float64
 }
 
+// life is a socket from its making to its end, also while it does not listen
+// (shutdown), is bound to another device, or was missed by a sample.
+type life struct{ key, cookie, netnsCookie uint64 }
+
+type ended struct {
+	drops uint32
+	at    time.Time
+}
+
 type socket struct {
 	listener census.Listener // as last seen
 	labels   labels
@@ -79,6 +93,7 @@ func newLedger(interval time.Duration, max int) *ledger {
 		sets:     make(map[labels]*set),
 		sockets:  make(map[uint64]*socket),
 		crowd:    make(map[labels]int),
+		past:     make(map[life]ended),
 	}
 }
 
@@ -128,7 +143,7 @@ func (l *ledger) add(now time.Time, listeners []census.Listener) {
 		if !ok {
 			s = &socket{listener: *r}
 			if !first {
-				s.listener.Drops = 0
+				s.listener.Drops = l.remember(r)
 			}
 			l.sockets[r.Key] = s
 		}
@@ -151,12 +166,15 @@ func (l *ledger) add(now time.Time, listeners []census.Listener) {
 	for _, s := range l.all {
 		if s.sample == l.sample {
 			s.integrate(elapsed)
-		} else if s.vanish(now) {
+		} else if l.vanish(s, now) {
 			gone = true
 		}
 	}
 	if gone {
 		l.drop(now)
+	}
+	if turns > 0 {
+		maps.DeleteFunc(l.past, func(_ life, e ended) bool { return now.Sub(e.at) >= keepVanished })
 	}
 }
 
@@ -173,7 +191,9 @@ func (s *set) turn(windows int) {
 func (l *ledger) see(s *set, r *census.Listener) {
 	if s.sample != l.sample {
 		s.sample = l.sample
-		s.fresh = !s.Live
+		if s.fresh = !s.Live; s.fresh && s.own && !s.vanished.IsZero() {
+			l.waiting-- // it came back
+		}
 		s.Live = true
 		s.Sockets, s.AcceptQueue, s.AcceptQueueLimit, s.FillRatio = 0, 0, 0, 0
 		s.SynQueue, s.SynQueueLimit, s.SynQueueKnown, s.SynLimitKnown = 0, 0, true, true
@@ -214,9 +234,12 @@ func (s *set) integrate(elapsed time.Duration) {
 }
 
 // vanish tells whether the set has been without a socket for long enough.
-func (s *set) vanish(now time.Time) bool {
+func (l *ledger) vanish(s *set, now time.Time) bool {
 	if s.Live {
 		s.Live, s.vanished = false, now
+		if s.own {
+			l.waiting++
+		}
 		s.Sockets, s.AcceptQueue, s.AcceptQueueLimit, s.FillRatio = 0, 0, 0, 0
 		s.SynQueue, s.SynQueueLimit = 0, 0
 	}
@@ -239,7 +262,7 @@ func (l *ledger) assign(s *socket, r *census.Listener) {
 	namespace := l.name(r.Inode, r.NetnsCookie)
 	s.labels = labels{namespace, address(r)}
 	key, own := s.labels, true
-	if l.sets[key] == nil && (namespace == Other || l.crowd[key] > 0 || l.owned >= l.max) {
+	if l.sets[key] == nil && (namespace == Other || l.crowd[key] > 0 || !l.room()) {
 		if l.crowd[key] == 0 {
 			l.overCap++
 		}
@@ -255,6 +278,28 @@ func (l *ledger) assign(s *socket, r *census.Listener) {
 	if s.set == nil {
 		s.set = l.begin(key, r.Inode, r.NetnsCookie, own)
 	}
+}
+
+// room tells whether there may be one more set with labels of its own. At the
+// cap the set that vanished first gives way: it has been scraped most.
+func (l *ledger) room() bool {
+	if l.owned < l.max {
+		return true
+	}
+	if l.waiting == 0 {
+		return false
+	}
+	var first *set
+	for _, s := range l.all {
+		if s.own && !s.Live && !s.vanished.IsZero() && (first == nil || s.vanished.Before(first.vanished)) {
+			first = s
+		}
+	}
+	if first == nil {
+		return false
+	}
+	l.remove(first)
+	return true
 }
 
 func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
@@ -277,6 +322,9 @@ func (l *ledger) remove(s *set) {
 	delete(l.sets, labels{s.Namespace, s.Address})
 	if s.own {
 		l.owned--
+		if !s.Live && !s.vanished.IsZero() {
+			l.waiting--
+		}
 	}
 	l.all = slices.DeleteFunc(l.all, func(o *set) bool { return o == s })
 }
@@ -284,6 +332,21 @@ func (l *ledger) remove(s *set) {
 func (l *ledger) forget(key uint64, s *socket) {
 	l.leave(s)
 	delete(l.sockets, key)
+	if len(l.past) < maxPast {
+		l.past[life{key, s.listener.Cookie, s.listener.NetnsCookie}] = ended{s.listener.Drops, l.last}
+	}
+}
+
+// remember is what is counted already of a socket that comes back, 0 of a new
+// one. Without a cookie fewer drops than before tell that it is another one.
+func (l *ledger) remember(r *census.Listener) uint32 {
+	id := life{r.Key, r.Cookie, r.NetnsCookie}
+	before, ok := l.past[id]
+	delete(l.past, id)
+	if !ok || r.Cookie == 0 && int32(r.Drops-before.drops) < 0 {
+		return 0
+	}
+	return before.drops
 }
 
 // leave takes a socket out of its set; what it counted there stays.
@@ -305,12 +368,14 @@ func (l *ledger) renamed(inode uint32, cookie uint64) {
 			l.leave(s)
 		}
 	}
+	name := l.name(inode, cookie)
 	for _, old := range slices.Clone(l.all) {
-		if !old.own || !old.Live || old.Inode != inode || old.cookie != cookie {
+		if !old.own || !old.Live || old.Inode != inode || old.cookie != cookie || old.Namespace == name {
 			continue
 		}
-		key := labels{l.name(inode, cookie), old.Address}
-		if key.namespace == old.Namespace || l.sets[key] != nil || l.owned >= l.max {
+		l.vanish(old, l.last)
+		key := labels{name, old.Address}
+		if name == Other || l.sets[key] != nil || !l.room() {
 			continue
 		}
 		s := l.begin(key, inode, cookie, true)

@@ -143,6 +143,68 @@ func TestDropsArePerSocketAndStay(t *testing.T) {
 	}
 }
 
+// A socket that was lost sight of is not born again.
+func TestDropsAreCountedOnce(t *testing.T) {
+	b := newBench(10)
+	l := listener(1, "0.0.0.0:80", 0, 5)
+	l.Drops = 100
+	b.after(0, l)
+	b.after(tick) // shutdown(), or a sample that missed it
+	l.Drops = 102
+	b.after(tick, l)
+	if got := b.find(t, "0.0.0.0:80"); got.SocketDrops != 2 {
+		t.Errorf("after it came back drops are %d, want 2", got.SocketDrops)
+	}
+	l.Device, l.Drops = "eth0", 103
+	b.after(tick, l)
+	if got := b.find(t, "0.0.0.0:80%eth0"); got.SocketDrops != 1 {
+		t.Errorf("bound to a device drops are %d, want 1", got.SocketDrops)
+	}
+	// Its memory is another socket's now.
+	next := listener(1, "0.0.0.0:81", 0, 5)
+	next.Cookie, next.Drops = 9, 4
+	b.after(tick, next)
+	if got := b.find(t, "0.0.0.0:81"); got.SocketDrops != 4 {
+		t.Errorf("of the next socket drops are %d, want 4", got.SocketDrops)
+	}
+	b.after(keepVanished, next)
+	b.after(peakWindow, next)
+	if len(b.past) != 0 {
+		t.Errorf("still remembered: %v", b.past)
+	}
+}
+
+// At the cap those that are gone give way to those that live.
+func TestVanishedSetsGiveWay(t *testing.T) {
+	b := newBench(3)
+	one, two := listener(1, "0.0.0.0:1", 1, 5), listener(2, "0.0.0.0:2", 2, 5)
+	b.after(0, one, two)
+	for port := 3; port < 50; port++ { // an ephemeral listener after the other
+		passing := listener(uint64(port), netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port)).String(), 0, 5)
+		b.after(tick, one, two, passing)
+		b.after(tick, one, two)
+	}
+	if b.overCap != 0 || b.owned != 3 || b.waiting != 1 {
+		t.Errorf("%d over the cap, %d sets, %d of them gone", b.overCap, b.owned, b.waiting)
+	}
+	name := "web"
+	b.name = func(uint32, uint64) string { return name }
+	b.renamed(1, 1)
+	b.after(tick, one, two)
+	live := 0
+	for _, l := range b.snapshot() {
+		if l.Address == Other {
+			t.Errorf("a listener moved to other: %+v", l)
+		}
+		if l.Live && l.Namespace == "web" {
+			live++
+		}
+	}
+	if live != 2 {
+		t.Errorf("%d live listeners under the new name: %+v", live, b.snapshot())
+	}
+}
+
 func TestAddressesAreReusedAtOnce(t *testing.T) {
 	old := listener(1, "0.0.0.0:80", 0, 5)
 	old.Drops = 50

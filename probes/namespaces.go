@@ -110,9 +110,9 @@ func (r *registry) update(list []census.Namespace, named bool) (renamed []identi
 				continue
 			}
 		}
-		if n.name != "" {
-			renamed = append(renamed, id)
-		} else if r.own >= r.max {
+		// Also one that had no name: its listeners may have been seen first.
+		renamed = append(renamed, id)
+		if n.name == "" && r.own >= r.max {
 			n.name = Other
 			r.overCap++
 			continue
@@ -176,19 +176,24 @@ func (r *registry) synBound(inode uint32, cookie uint64) (uint64, bool) {
 	return uint64(backlog - backlog>>2), true
 }
 
-// snapshot joins the namespaces that exist with the last census; counted is nil
-// before the first.
+// listed are the namespaces on the last list.
+func (r *registry) listed() []identity {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.known))
+}
+
+// snapshot joins the namespaces that exist with those that the last census counted.
 func (r *registry) snapshot(counted map[identity]census.NamespaceSockets, boundKnown bool) []Namespace {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	list := make([]Namespace, 0, len(r.known)+1)
 	var rest *Namespace
 	for id, known := range r.known {
-		c := counted[id]
+		c, ok := counted[id]
 		n := Namespace{
 			Name: known.name, Inode: id.inode, Cookie: id.cookie,
-			// Where the census met no socket of a namespace, there was none.
-			SocketsKnown: counted != nil,
+			SocketsKnown: ok,
 			States:       c.States, BoundKnown: boundKnown, Queues: c.Queues,
 			SettingsKnown: true,
 			Sysctls:       known.read.Sysctls, Events: known.read.Events, EventsKnown: known.read.EventsKnown,
@@ -198,7 +203,7 @@ func (r *registry) snapshot(counted map[identity]census.NamespaceSockets, boundK
 			continue
 		}
 		if rest == nil {
-			rest = &Namespace{Name: Other, SocketsKnown: counted != nil, BoundKnown: boundKnown}
+			rest = &Namespace{Name: Other, BoundKnown: boundKnown}
 		}
 		rest.add(&n)
 	}
@@ -211,6 +216,7 @@ func (r *registry) snapshot(counted map[identity]census.NamespaceSockets, boundK
 
 // add sums what can be summed.
 func (n *Namespace) add(m *Namespace) {
+	n.SocketsKnown = n.SocketsKnown || m.SocketsKnown
 	for s, v := range m.States {
 		n.States[s] += v
 	}

@@ -59,7 +59,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		t.Errorf("names were read %d times, nothing was new", table.refreshed)
 	}
 	table.names[5] = "web" // ip netns add makes the namespace first
-	if renamed := update(t, r, true, 1, 5); len(renamed) != 1 || renamed[0] != (identity{5, 1005}) {
+	if renamed := update(t, r, true, 1, 5); !slices.Equal(renamed, []identity{{5, 1005}}) {
 		t.Errorf("renamed are %v", renamed)
 	}
 	update(t, r, false, 1, 6)
@@ -115,14 +115,16 @@ func TestNamespacesOverTheCapAreOther(t *testing.T) {
 	}
 }
 
-func TestNamespaceWithoutASocketHasNone(t *testing.T) {
+// What the census did not count is not 0.
+func TestNamespaceYoungerThanTheCensus(t *testing.T) {
 	r := newRegistry(10, &nameTable{})
 	update(t, r, false, 1, 5)
-	if n := r.snapshot(nil, false)[0]; n.SocketsKnown {
-		t.Errorf("before the first census: %+v", n)
+	snapshot := r.snapshot(map[identity]census.NamespaceSockets{{1, 1001}: {}}, true)
+	if young := snapshot[0]; young.Name != "5" || young.SocketsKnown {
+		t.Errorf("the young one is %+v", young)
 	}
-	if n := r.snapshot(map[identity]census.NamespaceSockets{}, true)[0]; !n.SocketsKnown || n.States != [tcpstate.Count]uint64{} {
-		t.Errorf("after it: %+v", n)
+	if n := snapshot[1]; n.Name != "host" || !n.SocketsKnown {
+		t.Errorf("the other one is %+v", n)
 	}
 }
 

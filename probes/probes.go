@@ -73,14 +73,16 @@ var errClosed = errors.New("the probes are closed")
 
 // Probes are the running probes of the node.
 type Probes struct {
-	opts    Options
-	log     *slog.Logger
-	kernel  Kernel
-	source  census.Source
-	walk    *census.Walk // nil where the source is another
-	names   *netns.Names
-	auditor *auditor // nil for none
-	stats   io.Closer
+	opts   Options
+	log    *slog.Logger
+	kernel Kernel
+	source census.Source
+	// The source is one of these two.
+	walk     *census.Walk
+	sockDiag *census.SockDiag
+	names    *netns.Names
+	auditor  *auditor // nil for none
+	stats    io.Closer
 
 	fixed []Probe // what was decided at the start
 
@@ -172,7 +174,7 @@ func (p *Probes) openSource() error {
 	if err != nil {
 		return errors.Join(err, refused)
 	}
-	p.source = sd
+	p.source, p.sockDiag = sd, sd
 	for _, name := range []string{"sockets", "listeners", "namespaces"} {
 		p.attached(name, sd.Mechanism())
 	}
@@ -225,9 +227,18 @@ func (p *Probes) Run(ctx context.Context) error {
 	})
 	running.Go(func() {
 		taken := 0
+		var next time.Time
 		takeCensus := func() {
+			start := time.Now()
+			if start.Before(next) {
+				return
+			}
 			_ = p.readNamespaces(true)
 			_ = p.takeCensus(ctx)
+			if p.walk == nil {
+				// A dump for each namespace may take long: a fifth of a CPU at most.
+				next = start.Add(5 * time.Since(start))
+			}
 			if taken++; p.auditor != nil && taken%auditEvery == 1 {
 				_ = p.audit(ctx)
 			}
@@ -374,11 +385,17 @@ func (p *Probes) addSample(anyway bool) (strangers bool, err error) {
 // takeCensus counts all sockets.
 func (p *Probes) takeCensus(ctx context.Context) error {
 	return p.read(SourceSockets, func() error {
+		listed := p.registry.listed()
 		sockets, err := p.source.Sockets(ctx)
 		if err != nil {
 			return err
 		}
-		counted := make(map[identity]census.NamespaceSockets, len(sockets.Namespaces))
+		counted := make(map[identity]census.NamespaceSockets, len(listed))
+		if p.walk != nil { // it sees all: one in which it met no socket has none
+			for _, id := range listed {
+				counted[id] = census.NamespaceSockets{}
+			}
+		}
 		for _, n := range sockets.Namespaces {
 			counted[identity{n.Inode, n.Cookie}] = n
 		}
@@ -435,6 +452,11 @@ func (p *Probes) probes() []Probe {
 		probe := &probes[i]
 		if probe.Name == "audit" && p.auditor != nil {
 			if err := p.auditor.reason(); err != nil {
+				probe.Reason = "the own namespace only: " + err.Error()
+			}
+		}
+		if p.sockDiag != nil && probe.Name == "namespaces" {
+			if err := p.sockDiag.EntryError(); err != nil {
 				probe.Reason = "the own namespace only: " + err.Error()
 			}
 		}

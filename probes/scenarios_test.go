@@ -319,9 +319,9 @@ func audit(t *testing.T, p *Probes, ns *scenario.Namespace) {
 		if err := p.audit(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if difference, ok := p.auditor.differences[ns.Inode()]; ok {
-			if difference != 0 {
-				t.Errorf("audit difference is %d", difference)
+		if r, ok := p.auditor.differences[ns.Inode()]; ok {
+			if r.difference != 0 {
+				t.Errorf("audit difference is %d", r.difference)
 			}
 			return
 		}

@@ -1,7 +1,6 @@
 package census
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +52,7 @@ type SockDiag struct {
 
 	mu         sync.Mutex
 	unreadable uint64
+	entered    bool // any of them, ever
 	entryError error
 }
 
@@ -65,8 +65,9 @@ type place struct {
 
 // sweep is what the last visit to all other namespaces found.
 type sweep[T any] struct {
-	found []T
-	next  time.Time
+	found  map[uint32][]T // by inode
+	failed map[uint32]bool
+	next   time.Time
 }
 
 // OpenSockDiag opens sock_diag in the calling thread's namespace. find lists the
@@ -144,21 +145,28 @@ func (s *SockDiag) Close() error {
 	return err
 }
 
-// visit calls fn in every namespace but the own one that can be entered. One
-// that cannot be read, or goes meanwhile, is counted.
-func (s *SockDiag) visit(fn func(place, *sockdiag.Client) error) error {
+// visit calls fn in every namespace but the own one that can be entered, until
+// ctx is done. Those that cannot be read are counted and returned; one that went
+// meanwhile is neither.
+func (s *SockDiag) visit(ctx context.Context, fn func(place, *sockdiag.Client) error) (failed map[uint32]bool, err error) {
 	if s.EntryError() != nil {
-		return nil
+		return nil, nil
 	}
 	paths, err := s.find()
 	if err != nil {
-		return fmt.Errorf("find network namespaces: %w", err)
+		return nil, fmt.Errorf("find network namespaces: %w", err)
 	}
+	failed = make(map[uint32]bool)
 	for inode, path := range paths {
 		if inode == s.own.inode {
 			continue
 		}
+		if ctx.Err() != nil {
+			return failed, ctx.Err()
+		}
+		entered := false
 		err := netns.Do(path, func() error {
+			entered = true
 			p, err := here()
 			if err != nil {
 				return err
@@ -173,37 +181,54 @@ func (s *SockDiag) visit(fn func(place, *sockdiag.Client) error) error {
 			defer client.Close()
 			return fn(p, client)
 		})
-		if err == nil || errors.Is(err, os.ErrNotExist) { // it went
-			continue
+		if ctx.Err() != nil {
+			return failed, ctx.Err()
 		}
 		s.mu.Lock()
-		s.unreadable++
-		if errors.Is(err, unix.EPERM) {
+		s.entered = s.entered || entered
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // else it is read, or it went
+			failed[inode] = true
+			s.unreadable++
+		}
+		// Who may enter none need not try the others.
+		if !s.entered && errors.Is(err, unix.EPERM) {
 			s.entryError = err
 		}
+		denied := s.entryError != nil
 		s.mu.Unlock()
-		if errors.Is(err, unix.EPERM) {
-			return nil
+		if denied {
+			break
 		}
 	}
-	return nil
+	return failed, nil
 }
 
-// again visits the other namespaces if it is time to.
+// again visits the other namespaces if it is time to. What was found in one that
+// cannot be read now is kept once.
 func again[T any](s *SockDiag, last *sweep[T], fn func(place, *sockdiag.Client) ([]T, error)) error {
 	start := time.Now()
 	if start.Before(last.next) {
 		return nil
 	}
-	last.found = last.found[:0]
-	err := s.visit(func(p place, c *sockdiag.Client) error {
-		found, err := fn(p, c)
-		last.found = append(last.found, found...)
+	found := make(map[uint32][]T)
+	failed, err := s.visit(context.Background(), func(p place, c *sockdiag.Client) error {
+		list, err := fn(p, c)
+		if err == nil {
+			found[p.inode] = list
+		}
 		return err
 	})
-	took := time.Since(start)
-	last.next = start.Add(max(sweepInterval, sweepShare*took))
-	return err
+	last.next = start.Add(max(sweepInterval, sweepShare*time.Since(start)))
+	if err != nil {
+		return err
+	}
+	for inode := range failed {
+		if before, ok := last.found[inode]; ok && !last.failed[inode] {
+			found[inode] = before
+		}
+	}
+	last.found, last.failed = found, failed
+	return nil
 }
 
 // Namespaces reads the settings and counters of the namespaces.
@@ -221,7 +246,10 @@ func (s *SockDiag) Namespaces() ([]Namespace, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.namespaces = append(append(s.namespaces[:0], own), s.others.found...)
+	s.namespaces = append(s.namespaces[:0], own)
+	for _, found := range s.others.found {
+		s.namespaces = append(s.namespaces, found...)
+	}
 	return s.namespaces, nil
 }
 
@@ -249,8 +277,7 @@ func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
 	if err := s.count(ctx, s.own, s.connected); err != nil {
 		return nil, err
 	}
-	err := s.visit(func(p place, client *sockdiag.Client) error { return s.count(ctx, p, client) })
-	if err = cmp.Or(ctx.Err(), err); err != nil {
+	if _, err := s.visit(ctx, func(p place, client *sockdiag.Client) error { return s.count(ctx, p, client) }); err != nil {
 		return nil, err
 	}
 	return &s.sockets, nil
@@ -311,7 +338,9 @@ func (s *SockDiag) Listeners() ([]Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.listeners = append(s.listeners, s.elsewhere.found...)
+	for _, found := range s.elsewhere.found {
+		s.listeners = append(s.listeners, found...)
+	}
 	return s.listeners, nil
 }
 

@@ -22,13 +22,16 @@ static __always_inline void count_queues(struct walk *w, struct namespace_socket
 {
 	struct tcp_sock *tp = CAST(sk, struct tcp_sock);
 	__s32 receive = tp->rcv_nxt - tp->copied_seq;
-	__u32 send = tp->write_seq - tp->snd_una;
+	__s32 send = tp->write_seq - tp->snd_una;
 	struct queue_sums *q;
 	__u32 *seen;
 	__u64 key;
 
+	/* No lock: the application or the peer may move one of two meanwhile. */
 	if (receive < 0)
 		receive = 0;
+	if (send < 0)
+		send = 0;
 	if (!receive && !send)
 		return;
 	key = cookie << 16 | port;
