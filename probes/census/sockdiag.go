@@ -287,6 +287,9 @@ func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
 // twice that changes while it is counted. Listeners come first in a dump
 // (inet_diag_dump_icsk), so the connections after them know their direction.
 func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	n := NamespaceSockets{Inode: p.inode, Cookie: p.cookie}
 	clear(s.ports)
 	err := client.Dump(sockdiag.Query{Repeats: true}, func(sk *sockdiag.Socket) error {
