@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -182,6 +183,12 @@ func (c *config) check() error {
 		if info, err := os.Stat(dir.path); err != nil || !info.IsDir() {
 			return fmt.Errorf("--path.%s=%s: no such directory; give the one where the node's %s is mounted", dir.flag, dir.path, dir.flag)
 		}
+	}
+	if _, err := os.Lstat(filepath.Join(c.probes.ProcFS, "self")); err != nil {
+		return fmt.Errorf("--path.procfs=%s: there is no procfs; give the directory where the node's is mounted", c.probes.ProcFS)
+	}
+	if info, err := os.Stat(c.probes.NetnsPath); err == nil && !info.IsDir() {
+		return fmt.Errorf("--path.netns=%s: not a directory; give the one with the names of network namespaces, such as /run/netns", c.probes.NetnsPath)
 	}
 	if err := web.Validate(*c.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %w; give a readable web configuration (sockq --help says where its format is described), or leave the flag out", *c.web.WebConfigFile, err)

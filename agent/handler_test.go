@@ -352,50 +352,66 @@ func TestServerBounds(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { say(w, "x") }))
+// forTwo is a server for two connections whose /busy waits for release.
+func forTwo(t *testing.T) (ask func(path string) net.Conn, entered, release chan struct{}) {
+	t.Helper()
+	entered, release = make(chan struct{}), make(chan struct{})
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/busy" {
+			entered <- struct{}{}
+			<-release
+		}
+		say(w, "x")
+	}))
 	srv.Config.ConnState = boundConnections(2)
 	srv.Start()
-	defer srv.Close()
-	talk := func() (net.Conn, error) {
+	t.Cleanup(srv.Close)
+	return func(path string) net.Conn {
+		t.Helper()
 		c, err := net.Dial("tcp", srv.Listener.Addr().String())
 		if err != nil {
-			return nil, err
+			t.Fatal(err)
 		}
+		t.Cleanup(func() { c.Close() })
 		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-			return c, err
+			t.Fatal(err)
 		}
-		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-			return c, err
-		}
-		_, err = io.ReadFull(c, make([]byte, 15))
-		return c, err
-	}
-	a, err := talk()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := talk()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	if c, err := talk(); err == nil {
+		_, _ = io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		return c
+	}, entered, release
+}
+
+func answered(c net.Conn) bool {
+	_, err := io.ReadFull(c, make([]byte, 15))
+	return err == nil
+}
+
+func TestBusyConnectionsAreBounded(t *testing.T) {
+	ask, entered, release := forTwo(t)
+	first := ask("/busy")
+	<-entered
+	second := ask("/busy")
+	<-entered
+	if answered(ask("/")) {
 		t.Error("a third connection was served")
-	} else if c != nil {
-		c.Close()
 	}
-	a.Close()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		c, err := talk()
-		if c != nil {
-			defer c.Close()
-		}
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("no connection after one was closed: ", err)
+	close(release)
+	if !answered(first) || !answered(second) {
+		t.Error("a busy connection lost its answer")
+	}
+}
+
+// Clients that keep idle connections lock nobody out.
+func TestIdleConnectionsGiveWay(t *testing.T) {
+	ask, _, _ := forTwo(t)
+	served := 0
+	for deadline := time.Now().Add(10 * time.Second); served < 10; {
+		// A refusal is right as long as the server has not seen yet that an
+		// answered connection is idle.
+		if answered(ask("/")) {
+			served++
+		} else if time.Now().After(deadline) {
+			t.Fatalf("%d connections were served, no more beside idle ones", served)
 		}
 	}
 }

@@ -42,24 +42,49 @@ func newServer(h http.Handler, logger *slog.Logger) *http.Server {
 	}
 }
 
-// boundConnections closes connections on top of limit as they come.
+// boundConnections keeps at most limit connections open. The next one takes the
+// place of the one that has waited longest for a request, so that idle clients
+// lock nobody out; where all are busy it is closed itself.
 func boundConnections(limit int) func(net.Conn, http.ConnState) {
 	var mu sync.Mutex
-	open := make(map[net.Conn]bool, limit)
+	idle := make(map[net.Conn]time.Time, limit) // since when; zero while a request runs
 	return func(c net.Conn, state http.ConnState) {
 		mu.Lock()
 		defer mu.Unlock()
 		switch state {
 		case http.StateNew:
-			if len(open) >= limit {
+			if len(idle) >= limit && !closeOldest(idle) {
 				c.Close()
 				return
 			}
-			open[c] = true
+			idle[c] = time.Now()
+		case http.StateActive, http.StateIdle:
+			if _, ok := idle[c]; !ok {
+				return // closed to make room
+			}
+			idle[c] = time.Time{}
+			if state == http.StateIdle {
+				idle[c] = time.Now()
+			}
 		case http.StateClosed, http.StateHijacked:
-			delete(open, c)
+			delete(idle, c)
 		}
 	}
+}
+
+func closeOldest(idle map[net.Conn]time.Time) bool {
+	var oldest net.Conn
+	for c, since := range idle {
+		if !since.IsZero() && (oldest == nil || since.Before(idle[oldest])) {
+			oldest = c
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(idle, oldest)
+	oldest.Close()
+	return true
 }
 
 // listen opens the ports of --web.listen-address. It leaves to the toolkit what
