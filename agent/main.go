@@ -22,8 +22,9 @@ import (
 
 func main() {
 	if os.Getenv("GOGC") == "" {
-		// The heap is small and grows little: with 1,000 listeners this takes
-		// 45 MB of resident memory to 40, at no CPU time that could be measured.
+		// The heap is small and grows little: with 1,000 listeners this took
+		// 45 MB of resident memory to 40, for a tenth more CPU time a scrape
+		// as text and none with gzip.
 		debug.SetGCPercent(50)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
