@@ -28,7 +28,7 @@ var rooms = map[string][]string{
 	"collectors/catalogue":           {},
 	"collectors/catalogue/reference": {"sockq/collectors/catalogue"},
 	"collectors": {
-		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/collectors/catalogue",
+		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/collectors/catalogue",
 		"github.com/prometheus/client_golang", "github.com/prometheus/client_model", "github.com/prometheus/common",
 		"google.golang.org/protobuf",
 	},

@@ -3,6 +3,7 @@ package collectors
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -24,6 +25,9 @@ func (g *Gatherer) showAgent(s *probes.Snapshot) {
 			add(catalogue.ProbeRuns, float64(p.Runs), p.Name)
 			add(catalogue.ProbeRunSeconds, p.RunTime.Seconds(), p.Name)
 		}
+		if p.MissesKnown {
+			add(catalogue.ProbeMisses, float64(p.Misses), p.Name)
+		}
 	}
 	for _, src := range s.Sources {
 		add(catalogue.SourceUp, oneIf(src.Up), src.Name)
@@ -31,7 +35,7 @@ func (g *Gatherer) showAgent(s *probes.Snapshot) {
 			add(catalogue.SourceDuration, src.Duration.Seconds(), src.Name)
 		}
 		if !src.LastSuccess.IsZero() {
-			add(catalogue.SourceLastSuccess, float64(src.LastSuccess.UnixNano())/1e9, src.Name)
+			add(catalogue.SourceLastSuccess, sinceEpoch(src.LastSuccess), src.Name)
 		}
 	}
 	for _, a := range s.Audits {
@@ -42,6 +46,9 @@ func (g *Gatherer) showAgent(s *probes.Snapshot) {
 		add(catalogue.Lost, float64(s.Lost[what]), what)
 	}
 }
+
+// sinceEpoch is t in seconds, as exact as they can be.
+func sinceEpoch(t time.Time) float64 { return float64(t.Unix()) + float64(t.Nanosecond())/1e9 }
 
 func oneIf(b bool) float64 {
 	if b {

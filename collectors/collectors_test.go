@@ -5,7 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +24,7 @@ import (
 	"sockq/probes"
 	"sockq/probes/census"
 	"sockq/probes/tcpstate"
+	"sockq/probes/tracker"
 )
 
 var update = flag.Bool("update", false, "write testdata anew")
@@ -36,6 +36,14 @@ type fixed struct {
 }
 
 func (f *fixed) Snapshot() (*probes.Snapshot, error) { return f.snapshot, f.err }
+
+// waits has a count of its own in five buckets: the first of all, two
+// neighbours, one far from them, and the last of all.
+func waits(n uint64) tracker.Histogram {
+	h := tracker.Histogram{Sum: time.Duration(n) * time.Second / 8}
+	h.Buckets[0], h.Buckets[10], h.Buckets[11], h.Buckets[24], h.Buckets[tracker.Buckets-1] = n, n+1, n+2, n+3, n+4
+	return h
+}
 
 // full is a Snapshot in which every metric has a value of its own.
 func full() *probes.Snapshot {
@@ -57,20 +65,48 @@ func full() *probes.Snapshot {
 	for i := range host.Sysctls {
 		host.Sysctls[i] = int64(300 + i)
 	}
+	host.TransitionsKnown, host.ConnectsKnown, host.ResetsSentKnown, host.ResetsReceivedKnown = true, true, true, true
+	for i, edge := range []tcpstate.Edge{
+		{From: tcpstate.Close, To: tcpstate.SynSent}, {From: tcpstate.SynSent, To: tcpstate.Established},
+	} {
+		if place, ok := tcpstate.Index(edge); ok {
+			host.Transitions[place] = uint64(400 + i)
+		}
+	}
+	host.Unexpected = map[tcpstate.Edge]uint64{
+		{From: tcpstate.TimeWait, To: tcpstate.Established}: 411,
+		{From: tcpstate.Listen, To: tcpstate.LastAck}:       410,
+	}
+	host.Connects = waits(500)
+	for i := range host.ConnectFailures {
+		host.ConnectFailures[i] = uint64(600 + i)
+	}
+	host.ResetsSent = map[string]uint64{"unspecified": 611, "TCP_STATE": 610}
+	host.ResetsReceived = 612
+	var states [tcpstate.Count]tracker.Histogram
+	states[tcpstate.Established], states[tcpstate.LastAck] = waits(700), waits(800)
 	return &probes.Snapshot{
-		Time:       time.Unix(1700000000, 0),
-		Kernel:     probes.Kernel{Release: "6.18.44", Tier: "C"},
-		Namespaces: []probes.Namespace{host},
+		Time:         time.Unix(1700000000, 0),
+		Kernel:       probes.Kernel{Release: "6.18.44", Tier: "C"},
+		Namespaces:   []probes.Namespace{host},
+		StateSeconds: &states,
 		Listeners: []probes.Listener{{
 			ID: 1, Namespace: "host", Inode: 4026531840, Address: "0.0.0.0:80", Live: true, Sockets: 2,
 			AcceptQueue: 3, AcceptQueueLimit: 8192, FillRatio: 0.25, Peak: 5, PeakRatio: 0.5,
 			FullSeconds: 1.5, ConnectionSeconds: 42.5,
 			SynQueueKnown: true, SynQueue: 7, SynPeak: 9, SynQueueLimit: 4096, SynLimitKnown: true,
-			SocketDrops: 11,
+			SocketDrops:      11,
+			ConnectionsKnown: true, Connections: 21,
+			AcceptsKnown: true, Accepts: 20, LastAccept: time.Unix(1700000000, 25e7),
+			AcceptWaitKnown: true, AcceptWait: waits(900),
+			RetransmitsKnown: true, SynackRetransmits: 22,
+			Drops:                 [tracker.DropReasons]uint64{23, 24},
+			BacklogRequestedKnown: true, BacklogRequested: 9999,
 		}},
 		Probes: []probes.Probe{
 			{Name: "census", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 12, RunTime: 1500 * time.Millisecond},
-			{Name: "tracker", Mechanism: "none", Reason: "not in this version"},
+			{Name: "transitions", Mechanism: "tp_btf", Attached: true, MissesKnown: true, Misses: 14},
+			{Name: "half_open", Mechanism: "none", Reason: "needs trampolines or kprobes"},
 		},
 		Sources: []probes.SourceStatus{
 			{Name: "sockets", Up: true, Duration: 20 * time.Millisecond, LastSuccess: time.Unix(1700000000, 5e8)},
@@ -123,8 +159,12 @@ func checkConsistent(t testing.TB, families []*dto.MetricFamily) {
 				t.Errorf("%s is there twice", id)
 			}
 			seen[id] = true
-			if (m.Gauge != nil) != (f.GetType() == dto.MetricType_GAUGE) || (m.Counter != nil) != (f.GetType() == dto.MetricType_COUNTER) {
+			if (m.Gauge != nil) != (f.GetType() == dto.MetricType_GAUGE) || (m.Counter != nil) != (f.GetType() == dto.MetricType_COUNTER) ||
+				(m.Histogram != nil) != (f.GetType() == dto.MetricType_HISTOGRAM) {
 				t.Errorf("%s: value and type %v differ", id, f.GetType())
+			}
+			if m.Histogram != nil {
+				checkHistogram(t, id, m.Histogram)
 			}
 		}
 	}
@@ -166,18 +206,26 @@ func (pedantic) Describe(chan<- *prometheus.Desc) {}
 func (p pedantic) Collect(out chan<- prometheus.Metric) {
 	for _, f := range p.families {
 		for _, m := range f.Metric {
-			var names, values []string
+			var names []string
 			for _, l := range m.Label {
-				names, values = append(names, l.GetName()), append(values, l.GetValue())
+				names = append(names, l.GetName())
 			}
-			desc := prometheus.NewDesc(f.GetName(), f.GetHelp(), names, nil)
-			kind, value := prometheus.GaugeValue, m.GetGauge().GetValue()
-			if m.Counter != nil {
-				kind, value = prometheus.CounterValue, m.GetCounter().GetValue()
-			}
-			out <- prometheus.MustNewConstMetric(desc, kind, value, values...)
+			out <- gathered{prometheus.NewDesc(f.GetName(), f.GetHelp(), names, nil), m}
 		}
 	}
+}
+
+// gathered is a metric that was gathered before.
+type gathered struct {
+	desc   *prometheus.Desc
+	metric *dto.Metric
+}
+
+func (g gathered) Desc() *prometheus.Desc { return g.desc }
+
+func (g gathered) Write(m *dto.Metric) error {
+	m.Label, m.Gauge, m.Counter, m.Histogram = g.metric.Label, g.metric.Gauge, g.metric.Counter, g.metric.Histogram
+	return nil
 }
 
 // A pedantic registry finds nothing wrong with the families, and gathers the same.
@@ -243,6 +291,9 @@ func TestCatalogueIsThePage(t *testing.T) {
 			}
 			slices.Sort(names)
 			want := slices.Sorted(slices.Values(m.Labels))
+			if m == catalogue.StateSeconds { // of the whole node
+				want = []string{catalogue.LabelState}
+			}
 			if !slices.Equal(names, want) {
 				t.Errorf("%s: labels %v, catalogue %v", m.Name, names, want)
 			}
@@ -272,7 +323,7 @@ func TestUnknownIsAbsent(t *testing.T) {
 	}{
 		"sockets not counted": {
 			func(s *probes.Snapshot) { s.Namespaces[0].SocketsKnown = false },
-			[]string{"sockq_tcp_"},
+			[]string{"sockq_tcp_sockets", "sockq_tcp_receive_queue_", "sockq_tcp_send_queue_"},
 		},
 		"bound sockets not counted": {
 			func(s *probes.Snapshot) { s.Namespaces[0].BoundKnown = false },
@@ -307,7 +358,88 @@ func TestUnknownIsAbsent(t *testing.T) {
 			[]string{
 				"sockq_listener_accept_queue_length", "sockq_listener_accept_queue_limit", "sockq_listener_accept_queue_fill_ratio",
 				"sockq_listener_syn_queue_length", "sockq_listener_syn_queue_limit", "sockq_listener_sockets",
+				"sockq_listener_backlog_requested",
 			},
+		},
+		"transitions not tracked": {
+			func(s *probes.Snapshot) { s.Namespaces[0].TransitionsKnown = false },
+			[]string{"sockq_tcp_transitions_total", "sockq_tcp_unexpected_transitions_total"},
+		},
+		"a transition not seen yet": {
+			func(s *probes.Snapshot) {
+				i, _ := tcpstate.Index(tcpstate.Edge{From: tcpstate.SynSent, To: tcpstate.Established})
+				s.Namespaces[0].Transitions[i] = 0
+				s.Namespaces[0].Unexpected[tcpstate.Edge{From: tcpstate.Listen, To: tcpstate.LastAck}] = 0
+			},
+			[]string{
+				`sockq_tcp_transitions_total{from="SYN_SENT",netns="host",to="ESTABLISHED"}`,
+				`sockq_tcp_unexpected_transitions_total{from="LISTEN",netns="host",to="LAST_ACK"}`,
+			},
+		},
+		"times in states not tracked": {
+			func(s *probes.Snapshot) { s.StateSeconds = nil },
+			[]string{"sockq_tcp_state_seconds"},
+		},
+		"a state not left yet": {
+			func(s *probes.Snapshot) { s.StateSeconds[tcpstate.LastAck] = tracker.Histogram{} },
+			[]string{
+				`sockq_tcp_state_seconds_bucket{state="LAST_ACK"`, `sockq_tcp_state_seconds_sum{state="LAST_ACK"`,
+				`sockq_tcp_state_seconds_count{state="LAST_ACK"`,
+			},
+		},
+		"connects not tracked": {
+			func(s *probes.Snapshot) { s.Namespaces[0].ConnectsKnown = false },
+			[]string{"sockq_tcp_connect_seconds", "sockq_tcp_connect_failures_total"},
+		},
+		"an error not seen yet": {
+			func(s *probes.Snapshot) { s.Namespaces[0].ConnectFailures[tracker.ConnectNoPorts] = 0 },
+			[]string{`sockq_tcp_connect_failures_total{error="no_ports",netns="host"}`},
+		},
+		"sent resets not tracked": {
+			func(s *probes.Snapshot) { s.Namespaces[0].ResetsSentKnown = false },
+			[]string{"sockq_tcp_resets_sent_total"},
+		},
+		"a reason not seen yet": {
+			func(s *probes.Snapshot) {
+				s.Namespaces[0].ResetsSent["TCP_STATE"] = 0
+				s.Listeners[0].Drops[tracker.DropAcceptQueueFullReset] = 0
+			},
+			[]string{
+				`sockq_tcp_resets_sent_total{netns="host",reason="TCP_STATE"}`,
+				`sockq_listener_drops_total{address="0.0.0.0:80",netns="host",reason="accept_queue_full_reset"}`,
+			},
+		},
+		"received resets not tracked": {
+			func(s *probes.Snapshot) { s.Namespaces[0].ResetsReceivedKnown = false },
+			[]string{"sockq_tcp_resets_received_total"},
+		},
+		"arrivals not tracked": {
+			func(s *probes.Snapshot) { s.Listeners[0].ConnectionsKnown = false },
+			[]string{"sockq_listener_connections_total"},
+		},
+		"accepts not tracked": {
+			func(s *probes.Snapshot) { s.Listeners[0].AcceptsKnown = false },
+			[]string{"sockq_listener_accepts_total", "sockq_listener_last_accept_timestamp_seconds"},
+		},
+		"no accept yet": {
+			func(s *probes.Snapshot) { s.Listeners[0].LastAccept = time.Time{} },
+			[]string{"sockq_listener_last_accept_timestamp_seconds"},
+		},
+		"accept waits not tracked": {
+			func(s *probes.Snapshot) { s.Listeners[0].AcceptWaitKnown = false },
+			[]string{"sockq_listener_accept_wait_seconds"},
+		},
+		"SYN-ACKs not tracked": {
+			func(s *probes.Snapshot) { s.Listeners[0].RetransmitsKnown = false },
+			[]string{"sockq_listener_synack_retransmits_total"},
+		},
+		"listen() before the agent": {
+			func(s *probes.Snapshot) { s.Listeners[0].BacklogRequestedKnown = false },
+			[]string{"sockq_listener_backlog_requested"},
+		},
+		"misses not counted": {
+			func(s *probes.Snapshot) { s.Probes[1].MissesKnown = false },
+			[]string{"sockq_probe_misses_total"},
 		},
 		"no BPF statistics": {
 			func(s *probes.Snapshot) { s.Probes[0].StatsKnown = false },
@@ -347,7 +479,11 @@ func TestOther(t *testing.T) {
 			got = append(got, name)
 		}
 	}
-	want := []string{"sockq_tcp_receive_queue_bytes", "sockq_tcp_send_queue_bytes", "sockq_tcp_sockets"}
+	want := []string{
+		"sockq_tcp_connect_failures_total", "sockq_tcp_connect_seconds_bucket", "sockq_tcp_connect_seconds_sum", "sockq_tcp_connect_seconds_count",
+		"sockq_tcp_receive_queue_bytes", "sockq_tcp_resets_received_total", "sockq_tcp_resets_sent_total",
+		"sockq_tcp_send_queue_bytes", "sockq_tcp_sockets", "sockq_tcp_transitions_total", "sockq_tcp_unexpected_transitions_total",
+	}
 	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -494,6 +630,7 @@ func TestConcurrentScrapes(t *testing.T) {
 func many(listeners, namespaces int) *probes.Snapshot {
 	one := full()
 	s := &probes.Snapshot{Time: one.Time, Kernel: one.Kernel, Probes: one.Probes, Sources: one.Sources, Audits: one.Audits, Lost: one.Lost}
+	s.StateSeconds = one.StateSeconds
 	for i := range namespaces {
 		n := one.Namespaces[0]
 		n.Name = fmt.Sprintf("%010d", 4026531840+i)
@@ -504,6 +641,7 @@ func many(listeners, namespaces int) *probes.Snapshot {
 		l.ID, l.Namespace = uint64(i), s.Namespaces[i*namespaces/listeners].Name
 		l.Address = fmt.Sprintf("10.%d.%d.1:%d", i>>8, i&0xff, 10000+i)
 		l.AcceptQueue, l.FillRatio, l.ConnectionSeconds = uint64(i%128), float64(i%128)/129, float64(i)*1.2345
+		l.AcceptWait = waits(uint64(i) * 1000)
 		s.Listeners = append(s.Listeners, l)
 	}
 	return s
@@ -524,31 +662,5 @@ func TestScrapeAllocatesLittle(t *testing.T) {
 	}
 	if few, lots := allocs(1, 1), allocs(1000, 300); lots > few {
 		t.Errorf("%v allocations with 1,000 listeners, %v with one", lots, few)
-	}
-}
-
-func BenchmarkScrape(b *testing.B) {
-	for _, size := range []struct{ listeners, namespaces int }{{1000, 1}, {1000, 300}} {
-		b.Run(fmt.Sprintf("listeners=%d/namespaces=%d", size.listeners, size.namespaces), func(b *testing.B) {
-			g := New(&fixed{snapshot: many(size.listeners, size.namespaces)})
-			series := 0
-			b.ReportAllocs()
-			for b.Loop() {
-				families, done, err := g.Gather()
-				if err != nil {
-					b.Fatal(err)
-				}
-				enc := expfmt.NewEncoder(io.Discard, expfmt.NewFormat(expfmt.TypeTextPlain))
-				series = 0
-				for _, f := range families {
-					series += len(f.Metric)
-					if err := enc.Encode(f); err != nil {
-						b.Fatal(err)
-					}
-				}
-				done()
-			}
-			b.ReportMetric(float64(series), "series")
-		})
 	}
 }

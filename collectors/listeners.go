@@ -3,22 +3,53 @@ package collectors
 import (
 	"sockq/collectors/catalogue"
 	"sockq/probes"
+	"sockq/probes/tracker"
 )
 
-var listenerColumns = []column[probes.Listener]{
-	{catalogue.AcceptQueueLength, "", func(l *probes.Listener) (float64, bool) { return float64(l.AcceptQueue), l.Live }},
-	{catalogue.AcceptQueueLimit, "", func(l *probes.Listener) (float64, bool) { return float64(l.AcceptQueueLimit), l.Live }},
-	{catalogue.AcceptQueueFillRatio, "", func(l *probes.Listener) (float64, bool) { return l.FillRatio, l.Live }},
-	{catalogue.AcceptQueuePeak, "", func(l *probes.Listener) (float64, bool) { return float64(l.Peak), true }},
-	{catalogue.AcceptQueuePeakRatio, "", func(l *probes.Listener) (float64, bool) { return l.PeakRatio, true }},
-	{catalogue.AcceptQueueFullSeconds, "", func(l *probes.Listener) (float64, bool) { return l.FullSeconds, true }},
-	{catalogue.AcceptQueueConnectionSeconds, "", func(l *probes.Listener) (float64, bool) { return l.ConnectionSeconds, true }},
-	{catalogue.SynQueueLength, "", func(l *probes.Listener) (float64, bool) { return float64(l.SynQueue), l.Live && l.SynQueueKnown }},
-	{catalogue.SynQueuePeak, "", func(l *probes.Listener) (float64, bool) { return float64(l.SynPeak), l.SynQueueKnown }},
-	{catalogue.SynQueueLimit, "", func(l *probes.Listener) (float64, bool) { return float64(l.SynQueueLimit), l.Live && l.SynLimitKnown }},
-	{catalogue.ListenerSockets, "", func(l *probes.Listener) (float64, bool) { return float64(l.Sockets), l.Live }},
-	{catalogue.SocketDrops, "", func(l *probes.Listener) (float64, bool) { return float64(l.SocketDrops), true }},
-}
+var listenerColumns = func() (out columns[probes.Listener]) {
+	add := func(m *catalogue.Metric, value func(*probes.Listener) (float64, bool), more ...string) {
+		out.values = append(out.values, valueColumn[probes.Listener]{m, value, more})
+	}
+	add(catalogue.AcceptQueueLength, func(l *probes.Listener) (float64, bool) { return float64(l.AcceptQueue), l.Live })
+	add(catalogue.AcceptQueueLimit, func(l *probes.Listener) (float64, bool) { return float64(l.AcceptQueueLimit), l.Live })
+	add(catalogue.AcceptQueueFillRatio, func(l *probes.Listener) (float64, bool) { return l.FillRatio, l.Live })
+	add(catalogue.AcceptQueuePeak, func(l *probes.Listener) (float64, bool) { return float64(l.Peak), true })
+	add(catalogue.AcceptQueuePeakRatio, func(l *probes.Listener) (float64, bool) { return l.PeakRatio, true })
+	add(catalogue.AcceptQueueFullSeconds, func(l *probes.Listener) (float64, bool) { return l.FullSeconds, true })
+	add(catalogue.AcceptQueueConnectionSeconds, func(l *probes.Listener) (float64, bool) { return l.ConnectionSeconds, true })
+	add(catalogue.SynQueueLength, func(l *probes.Listener) (float64, bool) { return float64(l.SynQueue), l.Live && l.SynQueueKnown })
+	add(catalogue.SynQueuePeak, func(l *probes.Listener) (float64, bool) { return float64(l.SynPeak), l.SynQueueKnown })
+	add(catalogue.SynQueueLimit, func(l *probes.Listener) (float64, bool) { return float64(l.SynQueueLimit), l.Live && l.SynLimitKnown })
+	add(catalogue.ListenerSockets, func(l *probes.Listener) (float64, bool) { return float64(l.Sockets), l.Live })
+	add(catalogue.SocketDrops, func(l *probes.Listener) (float64, bool) { return float64(l.SocketDrops), true })
+
+	add(catalogue.BacklogRequested, func(l *probes.Listener) (float64, bool) {
+		return float64(l.BacklogRequested), l.Live && l.BacklogRequestedKnown
+	})
+	add(catalogue.Connections, func(l *probes.Listener) (float64, bool) { return float64(l.Connections), l.ConnectionsKnown })
+	add(catalogue.Accepts, func(l *probes.Listener) (float64, bool) { return float64(l.Accepts), l.AcceptsKnown })
+	add(catalogue.LastAccept, func(l *probes.Listener) (float64, bool) {
+		return sinceEpoch(l.LastAccept), l.AcceptsKnown && !l.LastAccept.IsZero()
+	})
+	for i, reason := range tracker.DropReasonNames {
+		add(catalogue.Drops, func(l *probes.Listener) (float64, bool) { return counted(l.Drops[i]) }, reason)
+	}
+	add(catalogue.SynackRetransmits, func(l *probes.Listener) (float64, bool) {
+		return float64(l.SynackRetransmits), l.RetransmitsKnown
+	})
+	out.histograms = []histogramColumn[probes.Listener]{
+		{metric: catalogue.AcceptWaitSeconds, value: func(l *probes.Listener) *tracker.Histogram {
+			if !l.AcceptWaitKnown {
+				return nil
+			}
+			return &l.AcceptWait
+		}},
+	}
+	return out
+}()
+
+// counted is n for a series that begins when something is first counted.
+func counted(n uint64) (float64, bool) { return float64(n), n > 0 }
 
 func listenerKey(l *probes.Listener) key {
 	return key{validUTF8(l.Namespace), validUTF8(l.Address)}

@@ -16,13 +16,14 @@ type series struct {
 	value  float64
 }
 
-func (s *series) init(t catalogue.Type, labels []*dto.LabelPair) {
-	s.metric.Label = labels
+func newSeries(t catalogue.Type, labels []*dto.LabelPair) *series {
+	s := &series{metric: dto.Metric{Label: labels}}
 	if t == catalogue.Counter {
 		s.metric.Counter = &dto.Counter{Value: &s.value}
 	} else {
 		s.metric.Gauge = &dto.Gauge{Value: &s.value}
 	}
+	return s
 }
 
 // labels pairs names with values, in the order of the names' letters as every
@@ -46,22 +47,23 @@ type family struct {
 func newFamily(m *catalogue.Metric) *family {
 	f := &family{metric: m}
 	f.Name, f.Help = &m.Name, &m.Help
-	f.Type = dto.MetricType_GAUGE.Enum()
-	if m.Type == catalogue.Counter {
+	switch m.Type {
+	case catalogue.Counter:
 		f.Type = dto.MetricType_COUNTER.Enum()
+	case catalogue.Histogram:
+		f.Type = dto.MetricType_HISTOGRAM.Enum()
+	default:
+		f.Type = dto.MetricType_GAUGE.Enum()
 	}
 	return f
 }
 
-// show puts s with its value into this scrape.
-func (f *family) show(s *series, value float64) {
-	s.value = value
-	f.Metric = append(f.Metric, &s.metric)
-}
+// show puts m into this scrape.
+func (f *family) show(m *dto.Metric) { f.Metric = append(f.Metric, m) }
 
 // add makes a series for this scrape alone.
 func (f *family) add(value float64, labelValues ...string) {
-	s := new(series)
-	s.init(f.metric.Type, labels(f.metric.Labels, labelValues...))
-	f.show(s, value)
+	s := newSeries(f.metric.Type, labels(f.metric.Labels, labelValues...))
+	s.value = value
+	f.show(&s.metric)
 }

@@ -1,50 +1,117 @@
 package collectors
 
 import (
+	"slices"
+	"sort"
 	"strings"
 
 	dto "github.com/prometheus/client_model/go"
 
 	"sockq/collectors/catalogue"
+	"sockq/probes/tracker"
 )
 
-// column is one series that every row of a table may have.
-type column[T any] struct {
+// columns are the series that every row of a table may have.
+type columns[T any] struct {
+	values     []valueColumn[T]
+	histograms []histogramColumn[T]
+	varying    []varyingColumn[T]
+}
+
+// A valueColumn is a gauge or a counter.
+type valueColumn[T any] struct {
 	metric *catalogue.Metric
-	label  string // the value of the metric's label after the row's own, "" if it has none
 	value  func(*T) (v float64, known bool)
+	more   []string // values of the metric's labels after the row's own
+}
+
+// A histogramColumn is a histogram, nil where it is unknown.
+type histogramColumn[T any] struct {
+	metric *catalogue.Metric
+	value  func(*T) *tracker.Histogram
+	more   []string
+}
+
+// A varyingColumn is as many series as the item has.
+type varyingColumn[T any] struct {
+	metric *catalogue.Metric
+	fill   func(*T, *varying)
 }
 
 // key are the values of a row's labels, "" where it has fewer.
 type key [2]string
 
-// row is the series of one thing, kept from scrape to scrape.
+// row is the series of one thing, kept from scrape to scrape. Each is made when
+// it is first shown.
 type row[T any] struct {
-	scrape uint64 // the last that saw it
-	item   *T     // what that scrape shows
-	series []series
+	key    key
+	scrape uint64           // the last that saw it
+	item   *T               // what that scrape shows
+	own    []*dto.LabelPair // shared by the series without a label of theirs
+
+	values     []*series
+	histograms []*histogram
+	varying    []varying
+}
+
+// labels are those of a series of the row.
+func (r *row[T]) labels(m *catalogue.Metric, more []string) []*dto.LabelPair {
+	names, own := m.Labels, r.key[:len(m.Labels)-len(more)]
+	if len(more) > 0 {
+		if len(own) == 1 && own[0] == "" { // of the whole node
+			names, own = names[1:], nil
+		}
+		return labels(names, slices.Concat(own, more)...)
+	}
+	if r.own == nil {
+		r.own = labels(names, own...)
+	}
+	return r.own
+}
+
+// varying are the series of one row and metric whose labels are not known
+// before they are counted, in the order of these labels.
+type varying struct {
+	scrape uint64
+	all    []varyingSeries
+	labels func(more []string) []*dto.LabelPair
+	metric *catalogue.Metric
+}
+
+type varyingSeries struct {
+	*series
+	more   []string
+	scrape uint64 // the last that set it
+}
+
+// set sets the series with these values of the metric's labels after the row's own.
+func (v *varying) set(value float64, more ...string) {
+	i := sort.Search(len(v.all), func(i int) bool { return slices.Compare(v.all[i].more, more) >= 0 })
+	if i == len(v.all) || !slices.Equal(v.all[i].more, more) {
+		kept := slices.Clone(more) // so that more needs no memory of the heap
+		v.all = slices.Insert(v.all, i, varyingSeries{
+			series: newSeries(v.metric.Type, v.labels(kept)), more: kept,
+		})
+	}
+	v.all[i].value, v.all[i].scrape = value, v.scrape
 }
 
 // table keeps the series of many things of a kind.
 type table[T any] struct {
-	columns []column[T]
+	columns columns[T]
 	// key names an item, prefer chooses between two of one name: Prometheus
 	// refuses a page that has a series twice.
 	key    func(*T) key
 	prefer func(a, b *T) bool // a over b
 
-	families []*family // of the columns
-	rows     map[key]*row[T]
-	order    []*row[T] // those of this scrape
-	scrape   uint64
+	family func(*catalogue.Metric) *family
+	rows   map[key]*row[T]
+	order  []*row[T] // those of this scrape
+	scrape uint64
 }
 
-func newTable[T any](g *Gatherer, columns []column[T], k func(*T) key, prefer func(a, b *T) bool) table[T] {
-	t := table[T]{columns: columns, key: k, prefer: prefer, rows: make(map[key]*row[T])}
-	for _, c := range columns {
-		t.families = append(t.families, g.family(c.metric))
-	}
-	return t
+func newTable[T any](g *Gatherer, c columns[T], k func(*T) key, prefer func(a, b *T) bool) table[T] {
+	return table[T]{columns: c, key: k, prefer: prefer, family: g.family, rows: make(map[key]*row[T])}
 }
 
 // show puts the items that are there now into the families, and forgets the
@@ -74,33 +141,82 @@ func (t *table[T]) show(items []T) {
 			}
 		}
 	}
-	// One family after the other, so that each is in the items' order.
-	for i := range t.columns {
-		for _, r := range t.order {
-			if v, known := t.columns[i].value(r.item); known {
-				t.families[i].show(&r.series[i], v)
-			}
-		}
-	}
+	t.showValues()
+	t.showHistograms()
+	t.showVarying()
 	for _, r := range t.order {
 		r.item = nil
 	}
 }
 
 func (t *table[T]) newRow(k key) *row[T] {
-	r := &row[T]{series: make([]series, len(t.columns))}
-	var own []*dto.LabelPair // shared by the columns without a label of theirs
-	for i, c := range t.columns {
-		if c.label != "" {
-			r.series[i].init(c.metric.Type, labels(c.metric.Labels, k[0], c.label))
-			continue
-		}
-		if own == nil {
-			own = labels(c.metric.Labels, k[:]...)
-		}
-		r.series[i].init(c.metric.Type, own)
+	r := &row[T]{
+		key:        k,
+		values:     make([]*series, len(t.columns.values)),
+		histograms: make([]*histogram, len(t.columns.histograms)),
+		varying:    make([]varying, len(t.columns.varying)),
+	}
+	for i, c := range t.columns.varying {
+		r.varying[i].metric = c.metric
+		r.varying[i].labels = func(more []string) []*dto.LabelPair { return r.labels(c.metric, more) }
 	}
 	return r
+}
+
+// One column after the other, so that each family is in the items' order.
+
+func (t *table[T]) showValues() {
+	for i, c := range t.columns.values {
+		f := t.family(c.metric)
+		for _, r := range t.order {
+			v, known := c.value(r.item)
+			if !known {
+				continue
+			}
+			s := r.values[i]
+			if s == nil {
+				s = newSeries(c.metric.Type, r.labels(c.metric, c.more))
+				r.values[i] = s
+			}
+			s.value = v
+			f.show(&s.metric)
+		}
+	}
+}
+
+func (t *table[T]) showHistograms() {
+	for i, c := range t.columns.histograms {
+		f := t.family(c.metric)
+		for _, r := range t.order {
+			v := c.value(r.item)
+			if v == nil {
+				continue
+			}
+			h := r.histograms[i]
+			if h == nil {
+				h = newHistogram(c.metric, r.labels(c.metric, c.more))
+				r.histograms[i] = h
+			}
+			h.set(v)
+			f.show(&h.metric)
+		}
+	}
+}
+
+func (t *table[T]) showVarying() {
+	for i, c := range t.columns.varying {
+		f := t.family(c.metric)
+		for _, r := range t.order {
+			v := &r.varying[i]
+			v.scrape = t.scrape
+			c.fill(r.item, v)
+			for _, s := range v.all {
+				if s.scrape == t.scrape {
+					f.show(&s.metric)
+				}
+			}
+		}
+	}
 }
 
 // validUTF8 is s as a label's value: the names of namespaces and devices may be

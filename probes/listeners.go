@@ -36,6 +36,8 @@ type ledger struct {
 	// the SYN queue (tcp_syncookies=0), else a number that no backlog
 	// reaches; false if unknown.
 	synBound func(inode uint32, cookie uint64) (uint64, bool)
+	// exists tells whether there is such a namespace.
+	exists func(inode uint32, cookie uint64) bool
 
 	sets    map[labels]*set
 	all     []*set             // the same, in the order of a Snapshot once sorted
@@ -43,11 +45,14 @@ type ledger struct {
 	sockets map[uint64]*socket // by census.Listener.Key
 	crowd   map[labels]int     // sockets of each address that went under Other
 	past    map[life]ended     // sockets that were lost sight of
-	owned   int                // sets with labels of their own
-	waiting int                // those of them that vanished
-	nextID  uint64
-	last    time.Time // of the last sample
-	sample  uint64    // its number
+	// What the tracker counts, by tracker.Listener.Key; knows what it can.
+	arrivals map[uint64]*arrival
+	knows    knowledge
+	owned    int // sets with labels of their own
+	waiting  int // those of them that vanished
+	nextID   uint64
+	last     time.Time // of the last sample
+	sample   uint64    // its number
 
 	overCap     uint64 // addresses that were put under Other
 	lateSamples uint64 // samples that should have been taken and were not
@@ -68,7 +73,16 @@ type set struct {
 	// Peaks of this window and the one before.
 	peak, synPeak [2]uint64
 	peakRatio     [2]float64
+	// The same from the tracker, at arrivals.
+	trackedPeak      uint64
+	trackedPeakRatio float64
+	// Accepts are missing in the last read; acceptsUnseen: they are for good.
+	unseen, acceptsUnseen bool
+	removed               bool // not in the ledger
 }
+
+// knowledge is what the tracker can tell of listeners.
+type knowledge struct{ connections, accepts, retransmits, backlog bool }
 
 // life is a socket from its making to its end, also while it does not listen
 // (shutdown), is bound to another device, or was missed by a sample.
@@ -84,6 +98,7 @@ type socket struct {
 	labels   labels
 	set      *set
 	sample   uint64
+	before   bool // it listened before the first sample
 }
 
 func newLedger(interval time.Duration, max int) *ledger {
@@ -94,6 +109,7 @@ func newLedger(interval time.Duration, max int) *ledger {
 		sockets:  make(map[uint64]*socket),
 		crowd:    make(map[labels]int),
 		past:     make(map[life]ended),
+		arrivals: make(map[uint64]*arrival),
 	}
 }
 
@@ -141,7 +157,7 @@ func (l *ledger) add(now time.Time, listeners []census.Listener) {
 			ok = false
 		}
 		if !ok {
-			s = &socket{listener: *r}
+			s = &socket{listener: *r, before: first}
 			if !first {
 				s.listener.Drops = l.remember(r)
 			}
@@ -319,6 +335,7 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 }
 
 func (l *ledger) remove(s *set) {
+	s.removed = true
 	delete(l.sets, labels{s.Namespace, s.Address})
 	if s.own {
 		l.owned--
@@ -394,9 +411,16 @@ func (l *ledger) snapshot() []Listener {
 	listeners := make([]Listener, len(l.all))
 	for i, s := range l.all {
 		listeners[i] = s.Listener
-		listeners[i].Peak = max(s.peak[0], s.peak[1])
-		listeners[i].PeakRatio = max(s.peakRatio[0], s.peakRatio[1])
+		listeners[i].Peak = max(s.peak[0], s.peak[1], s.trackedPeak)
+		listeners[i].PeakRatio = max(s.peakRatio[0], s.peakRatio[1], s.trackedPeakRatio)
 		listeners[i].SynPeak = max(s.synPeak[0], s.synPeak[1])
+		listeners[i].ConnectionsKnown = l.knows.connections
+		listeners[i].AcceptsKnown = l.knows.accepts && !s.unseen && !s.acceptsUnseen
+		listeners[i].AcceptWaitKnown = listeners[i].AcceptsKnown
+		if !listeners[i].AcceptsKnown {
+			listeners[i].LastAccept = time.Time{}
+		}
+		listeners[i].RetransmitsKnown = l.knows.retransmits
 	}
 	return listeners
 }

@@ -139,6 +139,33 @@ func (r *registry) knows(inode uint32, cookie uint64) bool {
 	return r.known[identity{inode, cookie}] != nil
 }
 
+// identify finds a namespace on the last list, also where that has no cookies.
+func (r *registry) identify(inode uint32, cookie uint64) (identity, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.identifyLocked(inode, cookie)
+}
+
+func (r *registry) identifyLocked(inode uint32, cookie uint64) (identity, bool) {
+	for _, id := range []identity{{inode, cookie}, {inode, 0}} {
+		if r.known[id] != nil {
+			return id, true
+		}
+	}
+	return identity{}, false
+}
+
+// find is a namespace's name, false where it is on no list.
+func (r *registry) find(inode uint32, cookie uint64) (string, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id, ok := r.identifyLocked(inode, cookie)
+	if !ok {
+		return "", false
+	}
+	return r.known[id].name, true
+}
+
 // over counts the namespaces that were put under Other.
 func (r *registry) over() uint64 {
 	r.mu.Lock()

@@ -37,6 +37,14 @@ type Options struct {
 	ProcFS      string // default /proc
 	SysFS       string // default /sys
 	NetnsPath   string // default /run/netns
+	// NoSyscalls leaves out what is read when system calls return, which slows
+	// all system calls of the node by some nanoseconds: accepts, requested
+	// backlogs, connects without a route.
+	NoSyscalls bool
+	// NoStateSeconds does not measure the time in each state.
+	NoStateSeconds bool
+	// StatesPerNamespace measures it for each namespace.
+	StatesPerNamespace bool
 	// Mechanism forces a source of the census; "" chooses the best.
 	Mechanism census.Mechanism
 }
@@ -66,6 +74,7 @@ const (
 	SourceListeners  = "listeners"
 	SourceNamespaces = "namespaces"
 	SourceNames      = "names"
+	SourceTracker    = "tracker"
 	SourceAudit      = "audit"
 )
 
@@ -82,6 +91,7 @@ type Probes struct {
 	sockDiag *census.SockDiag
 	names    *netns.Names
 	auditor  *auditor // nil for none
+	tracked  *tracked // nil for none
 	stats    io.Closer
 
 	fixed []Probe // what was decided at the start
@@ -114,38 +124,58 @@ func Open(opts Options) (_ *Probes, err error) {
 	}
 	p.kernel.Release = unix.ByteSliceToString(uname.Release[:])
 	p.names = netns.NewNames(opts.ProcFS, opts.NetnsPath)
+	// The tracker first, so that what changes between the two is not missed.
+	p.openTracker()
 	if err := p.openSource(); err != nil {
 		return nil, err
 	}
-	tier, err := tracker.FindTier(opts.SysFS)
-	if err != nil && p.walk != nil { // else it was said
-		p.log.Warn("No event tracing on this kernel", "reason", err)
-	}
-	p.kernel.Tier = string(tier)
 	p.openAudit()
 	if opts.BPFStats && p.walk != nil {
 		if p.stats, err = ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err != nil {
 			return nil, fmt.Errorf("count runs of BPF programs (--bpf-stats needs CAP_SYS_ADMIN): %w", err)
 		}
 	}
-	for _, name := range eventProbes {
-		p.fixed = append(p.fixed, Probe{Name: name, Mechanism: "none", Reason: "this version has no event tracker yet"})
-	}
 	p.registry = newRegistry(opts.MaxNamespaces, p.names)
 	p.ledger = newLedger(opts.ListenerInterval, opts.MaxListeners)
-	p.ledger.name, p.ledger.synBound = p.registry.name, p.registry.synBound
+	p.ledger.name, p.ledger.synBound, p.ledger.exists = p.registry.name, p.registry.synBound, p.registry.knows
+	if p.tracked != nil {
+		p.ledger.knows = p.tracked.ofListeners()
+	}
 	if err := p.readNamespaces(true); err != nil {
 		return nil, err
 	}
-	if err := p.sample(); err != nil {
+	if err := p.sample(true); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
-// eventProbes are the stories that only an event tracker can tell.
-var eventProbes = []string{
-	"transitions", "connects", "accepts", "half_open", "refusals", "time_wait", "backlog", "resets",
+// untold are the stories that only trampolines and kprobes can tell.
+var untold = []string{"half_open", "refusals", "time_wait"}
+
+func (p *Probes) openTracker() {
+	tier, err := tracker.FindTier(p.opts.SysFS)
+	p.kernel.Tier = string(tier)
+	if err == nil {
+		p.tracked, err = openTracked(tracker.Options{
+			SysFS: p.opts.SysFS, Namespaces: p.opts.MaxNamespaces,
+			Syscalls: !p.opts.NoSyscalls, StateSeconds: !p.opts.NoStateSeconds, PerNamespace: p.opts.StatesPerNamespace,
+		})
+	}
+	if err != nil {
+		err = census.Explain("load the event tracker", err)
+		p.log.Warn("No events are tracked: no transitions, arrivals, accepts, connects", "reason", err)
+		for _, name := range tracker.StoryNames {
+			p.missing(name, err)
+		}
+	} else {
+		for _, story := range p.tracked.tracker.Stories() {
+			p.fixed = append(p.fixed, Probe{Name: story.Name, Mechanism: story.Mechanism, Attached: story.Told(), Reason: story.Reason})
+		}
+	}
+	for _, name := range untold {
+		p.missing(name, errors.New("this version has only tracepoints"))
+	}
 }
 
 func (p *Probes) openSource() error {
@@ -223,7 +253,7 @@ func (p *Probes) openAudit() {
 func (p *Probes) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() {
-		pace(ctx, p.opts.ListenerInterval, func() { _ = p.sample() })
+		pace(ctx, p.opts.ListenerInterval, func() { _ = p.sample(false) })
 	})
 	running.Go(func() {
 		taken := 0
@@ -234,6 +264,8 @@ func (p *Probes) Run(ctx context.Context) error {
 				return
 			}
 			_ = p.readNamespaces(true)
+			_ = p.sample(true)
+			_ = p.sweep()
 			_ = p.takeCensus(ctx)
 			if p.walk == nil {
 				// A dump for each namespace may take long: a fifth of a CPU at most.
@@ -345,10 +377,11 @@ func (p *Probes) readNamespaces(refresh bool) error {
 	})
 }
 
-// sample reads all listeners into the ledger.
-func (p *Probes) sample() error {
+// sample reads all listeners into the ledger, and what the tracker counted at them
+// if events says so.
+func (p *Probes) sample(events bool) error {
 	return p.read(SourceListeners, func() error {
-		strangers, err := p.addSample(false)
+		strangers, err := p.addSample(false, events)
 		if err != nil || !strangers {
 			return err
 		}
@@ -356,30 +389,76 @@ func (p *Probes) sample() error {
 		if err := p.readNamespaces(false); err != nil {
 			return err
 		}
-		_, err = p.addSample(true)
+		_, err = p.addSample(true, events)
 		return err
 	})
 }
 
 // addSample reads all listeners and adds them, unless some are of a namespace
 // that is not known and it matters.
-func (p *Probes) addSample(anyway bool) (strangers bool, err error) {
+func (p *Probes) addSample(anyway, events bool) (strangers bool, err error) {
 	p.listeners.Lock()
 	defer p.listeners.Unlock()
 	if p.closed {
 		return false, errClosed
 	}
+	stranger := func(inode uint32, cookie uint64) bool { return !p.registry.knows(inode, cookie) }
+	if events = events && p.tracked != nil; events {
+		counted, err := p.tracked.listeners(p.registry)
+		if err != nil {
+			return false, err
+		}
+		strangers = slices.ContainsFunc(counted, func(l tracker.Listener) bool {
+			return stranger(l.Namespace.Inode, l.Namespace.Cookie)
+		})
+		if !strangers || anyway {
+			p.ledger.expect(counted)
+		}
+	}
 	list, err := p.source.Listeners()
 	if err != nil {
 		return false, err
 	}
-	strangers = slices.ContainsFunc(list, func(l census.Listener) bool {
-		return !p.registry.knows(l.Inode, l.NetnsCookie)
+	strangers = strangers || slices.ContainsFunc(list, func(l census.Listener) bool {
+		return stranger(l.Inode, l.NetnsCookie)
 	})
-	if !strangers || anyway {
-		p.ledger.add(time.Now(), list)
+	if strangers && !anyway {
+		return true, nil
+	}
+	p.ledger.add(time.Now(), list)
+	if events {
+		counted, err := p.tracked.listeners(p.registry)
+		if err != nil {
+			return false, err
+		}
+		p.ledger.arrive(counted, wallClock())
 	}
 	return strangers, nil
+}
+
+// sweep takes what the tracker keeps of listeners and namespaces that are gone.
+func (p *Probes) sweep() error {
+	if p.tracked == nil {
+		return nil
+	}
+	return p.read(SourceTracker, func() error {
+		p.listeners.Lock()
+		defer p.listeners.Unlock()
+		if p.closed {
+			return errClosed
+		}
+		clock := wallClock()
+		for _, key := range p.ledger.gone() {
+			l, ok, err := p.tracked.tracker.Take(key)
+			if err != nil {
+				return err
+			}
+			if ok {
+				p.ledger.depart(&l, clock)
+			}
+		}
+		return p.tracked.sweep(p.registry)
+	})
 }
 
 // takeCensus counts all sockets.
@@ -415,7 +494,7 @@ func (p *Probes) audit(ctx context.Context) error {
 // source that fails is named in it; the others are there.
 func (p *Probes) Snapshot() (*Snapshot, error) {
 	_ = p.readNamespaces(false)
-	_ = p.sample()
+	_ = p.sample(true)
 	s := &Snapshot{Time: time.Now(), Kernel: p.kernel, Probes: p.probes(), Lost: p.lost()}
 
 	p.listeners.Lock()
@@ -432,6 +511,7 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	p.mu.Unlock()
 
 	s.Namespaces = p.registry.snapshot(counted, boundKnown)
+	p.addTracked(s)
 	s.Lost["namespaces_over_cap"] = p.registry.over()
 	if p.auditor != nil {
 		p.auditor.report(s)
@@ -460,20 +540,51 @@ func (p *Probes) probes() []Probe {
 				probe.Reason = "the own namespace only: " + err.Error()
 			}
 		}
-		if p.walk == nil || !probe.Attached {
-			continue
-		}
-		for _, program := range p.walk.Programs()[probe.Name] {
+		for _, program := range p.programs(probe.Name) {
 			stats, err := program.Stats()
-			if err != nil || stats.RunCount == 0 {
+			if err != nil {
 				continue
 			}
-			probe.StatsKnown = true
-			probe.Runs += stats.RunCount
-			probe.RunTime += stats.Runtime
+			if program.Type() == ebpf.Tracing {
+				probe.MissesKnown = true
+				probe.Misses += stats.RecursionMisses
+			}
+			if stats.RunCount > 0 {
+				probe.StatsKnown = true
+				probe.Runs += stats.RunCount
+				probe.RunTime += stats.Runtime
+			}
 		}
 	}
 	return probes
+}
+
+// programs are those of a probe. None after Close.
+func (p *Probes) programs(probe string) []*ebpf.Program {
+	if p.walk != nil {
+		if programs := p.walk.Programs()[probe]; programs != nil {
+			return programs
+		}
+	}
+	if p.tracked != nil {
+		return p.tracked.programs(probe)
+	}
+	return nil
+}
+
+// addTracked adds what the tracker counted in namespaces.
+func (p *Probes) addTracked(s *Snapshot) {
+	if p.tracked == nil {
+		return
+	}
+	_ = p.read(SourceTracker, func() error {
+		p.listeners.Lock()
+		defer p.listeners.Unlock()
+		if p.closed {
+			return errClosed
+		}
+		return p.tracked.add(s, p.registry)
+	})
 }
 
 // Ready tells whether the first census was taken.
@@ -494,6 +605,9 @@ func (p *Probes) Close() error {
 	var err error
 	if p.stats != nil {
 		err = p.stats.Close()
+	}
+	if p.tracked != nil {
+		err = errors.Join(err, p.tracked.tracker.Close())
 	}
 	if p.source != nil {
 		err = errors.Join(err, p.source.Close())

@@ -12,11 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"sockq/probes/census"
 	"sockq/probes/netns"
 	"sockq/probes/scenario"
 	"sockq/probes/sockdiag"
 	"sockq/probes/tcpstate"
+	"sockq/probes/tracker"
 )
 
 // open starts probes that find the namespaces of dir and are driven by hand.
@@ -48,7 +52,7 @@ func TestScenarios(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { // the samples between the checks, for the peaks
 		defer close(ended)
-		every(ctx, p.opts.ListenerInterval, func() { _ = p.sample() })
+		every(ctx, p.opts.ListenerInterval, func() { _ = p.sample(false) })
 	}()
 	defer func() { stop(); <-ended }()
 	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
@@ -149,6 +153,8 @@ func compare(t *testing.T, p *Probes, ns *scenario.Namespace, want scenario.Expe
 		}
 	}
 	problems = append(problems, compareListeners(p.walk != nil, listeners, want)...)
+	problems = append(problems, compareHappened(n, want.Happened)...)
+	problems = append(problems, compareTook(listeners, want.Listeners)...)
 	if os.Getenv("SOCKQ_TEST_GUEST") != "" { // a kernel guest has no file but the tests
 		return problems
 	}
@@ -221,6 +227,105 @@ func compareListeners(walk bool, got map[string]Listener, want scenario.Expect) 
 		// The visits of sock_diag are too rare for what drains.
 		if walk && g.Peak < w.Peak {
 			add("peak of %s is %d, want %d", address, g.Peak, w.Peak)
+		}
+	}
+	return problems
+}
+
+// compareHappened holds the tracker's counts against what a scenario did.
+func compareHappened(n *Namespace, want *scenario.Happened) (problems []string) {
+	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	if len(n.Unexpected) > 0 {
+		add("unexpected transitions: %v", n.Unexpected)
+	}
+	if !n.TransitionsKnown || !n.ConnectsKnown || !n.ResetsSentKnown || !n.ResetsReceivedKnown {
+		add("transitions, connects or resets are not known: %+v", n)
+	}
+	if want == nil {
+		return problems
+	}
+	got := make(map[tcpstate.Edge]uint64)
+	for i, count := range n.Transitions {
+		if count > 0 {
+			got[tcpstate.Transitions[i].Edge] = count
+		}
+	}
+	if d := cmp.Diff(want.Transitions, got, cmpopts.EquateEmpty()); d != "" {
+		add("transitions (-scenario +tracker):\n%s", d)
+	}
+	failures := make(map[string]uint64)
+	for i, count := range n.ConnectFailures {
+		if count > 0 {
+			failures[tracker.ConnectErrorNames[i]] = count
+		}
+	}
+	if d := cmp.Diff(want.ConnectFailures, failures, cmpopts.EquateEmpty()); d != "" {
+		add("failed connects (-scenario +tracker):\n%s", d)
+	}
+	if connects := want.Transitions[tcpstate.Edge{From: tcpstate.SynSent, To: tcpstate.Established}]; n.Connects.Count() != connects {
+		add("%d connects were timed, want %d", n.Connects.Count(), connects)
+	}
+	var sent uint64
+	for _, count := range n.ResetsSent {
+		sent += count
+	}
+	if sent != want.ResetsSent || n.ResetsReceived != want.ResetsReceived {
+		add("RSTs: %d sent, %d received, want %d and %d", sent, n.ResetsReceived, want.ResetsSent, want.ResetsReceived)
+	}
+	return problems
+}
+
+// compareTook does the same for listeners, where the scenario says it of all
+// sockets of an address.
+func compareTook(got map[string]Listener, want []scenario.Listener) (problems []string) {
+	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	took := make(map[string]*scenario.Took)
+	for _, l := range want {
+		if l.Took == nil {
+			took[l.String()] = nil
+			continue
+		}
+		sum, ok := took[l.String()]
+		switch {
+		case !ok:
+			sum = new(scenario.Took)
+			took[l.String()] = sum
+		case sum == nil:
+			continue
+		}
+		sum.Connections += l.Took.Connections
+		sum.Accepts += l.Took.Accepts
+		sum.AcceptsUnseen = sum.AcceptsUnseen || l.Took.AcceptsUnseen
+		sum.SynackRetransmits += l.Took.SynackRetransmits
+		sum.IgnoredACKs += l.Took.IgnoredACKs
+		sum.ResetACKs += l.Took.ResetACKs
+		sum.Requested = l.Took.Requested
+	}
+	for address, w := range took {
+		g, ok := got[address]
+		if !ok || w == nil {
+			continue
+		}
+		if !g.ConnectionsKnown || g.Connections != w.Connections {
+			add("%s took %d connections (known: %v), want %d", address, g.Connections, g.ConnectionsKnown, w.Connections)
+		}
+		if g.AcceptsKnown == w.AcceptsUnseen || g.AcceptsKnown && g.Accepts != w.Accepts {
+			add("%s accepted %d (known: %v), want %d (unseen: %v)", address, g.Accepts, g.AcceptsKnown, w.Accepts, w.AcceptsUnseen)
+		}
+		if g.AcceptsKnown && g.AcceptWait.Count() != g.Accepts {
+			add("%s: %d waits for %d accepts", address, g.AcceptWait.Count(), g.Accepts)
+		}
+		if g.LastAccept.IsZero() != (!g.AcceptsKnown || w.Accepts == 0) {
+			add("%s: last accept at %v after %d", address, g.LastAccept, w.Accepts)
+		}
+		if !g.RetransmitsKnown || g.SynackRetransmits != w.SynackRetransmits {
+			add("%s sent %d SYN-ACKs again (known: %v), want %d", address, g.SynackRetransmits, g.RetransmitsKnown, w.SynackRetransmits)
+		}
+		if ignored, reset := g.Drops[tracker.DropAcceptQueueFullACK], g.Drops[tracker.DropAcceptQueueFullReset]; ignored != w.IgnoredACKs || reset != w.ResetACKs {
+			add("%s ignored %d final ACKs and reset %d, want %d and %d", address, ignored, reset, w.IgnoredACKs, w.ResetACKs)
+		}
+		if !g.BacklogRequestedKnown || g.BacklogRequested != int64(w.Requested) {
+			add("%s: listen(%d) (known: %v), want listen(%d)", address, g.BacklogRequested, g.BacklogRequestedKnown, w.Requested)
 		}
 	}
 	return problems

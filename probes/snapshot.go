@@ -5,6 +5,7 @@ import (
 
 	"sockq/probes/census"
 	"sockq/probes/tcpstate"
+	"sockq/probes/tracker"
 )
 
 // Other is the name under which everything is summed that did not fit under
@@ -21,7 +22,10 @@ type Snapshot struct {
 	Probes     []Probe
 	Sources    []SourceStatus
 	Audits     []Audit
-	Lost       map[string]uint64 // counters by what was lost; each known kind starts at 0
+	// StateSeconds are the times that sockets spent in each state, of all
+	// namespaces together; nil where unknown, or where each Namespace has its own.
+	StateSeconds *[tcpstate.Count]tracker.Histogram
+	Lost         map[string]uint64 // counters by what was lost; each known kind starts at 0
 }
 
 // Kernel is what the agent runs on.
@@ -51,6 +55,24 @@ type Namespace struct {
 	Sysctls       [len(census.SysctlNames)]int64 // -1: this namespace does not have it
 	Events        [len(census.EventNames)]uint64
 	EventsKnown   [len(census.EventNames)]bool
+	// TransitionsKnown tells that state changes are tracked. Edges are counted by
+	// tcpstate.Index, Unexpected are those that the state machine does not have.
+	TransitionsKnown bool
+	Transitions      [tcpstate.MaxEdges]uint64
+	Unexpected       map[tcpstate.Edge]uint64
+	// StateSeconds are the times spent in each state; nil unless
+	// Options.StatesPerNamespace.
+	StateSeconds *[tcpstate.Count]tracker.Histogram
+	// ConnectsKnown tells that connects are tracked: the times from SYN_SENT to
+	// ESTABLISHED, and the failures.
+	ConnectsKnown   bool
+	Connects        tracker.Histogram
+	ConnectFailures [tracker.ConnectErrors]uint64
+	// ResetsKnown tells that RST segments are tracked. ResetsSent is by reason,
+	// "unspecified" where the kernel gives none.
+	ResetsSentKnown, ResetsReceivedKnown bool
+	ResetsSent                           map[string]uint64
+	ResetsReceived                       uint64
 	// StateDifference is the distance between our states and sock_diag's at
 	// the last audit: the sum of absolute differences over the states.
 	StateDifference uint64
@@ -89,6 +111,22 @@ type Listener struct {
 	SynQueueLimit     uint64
 	SynLimitKnown     bool   // needs the namespace's sysctls
 	SocketDrops       uint64 // sum of the increases of sk_drops
+
+	// What the tracker saw, each with whether it could.
+	ConnectionsKnown bool
+	Connections      uint64 // handshakes completed into the accept queue
+	// AcceptsKnown is false also where connections leave the queue in a way
+	// that the tracker does not see (io_uring before tiers A and B).
+	AcceptsKnown          bool
+	Accepts               uint64
+	LastAccept            time.Time // zero: never
+	AcceptWaitKnown       bool
+	AcceptWait            tracker.Histogram // from the accept queue to accept()
+	RetransmitsKnown      bool
+	SynackRetransmits     uint64
+	Drops                 [tracker.DropReasons]uint64 // refused, by reason
+	BacklogRequestedKnown bool
+	BacklogRequested      int64 // last argument of listen()
 }
 
 // Probe is a part of the agent that attaches to the kernel, or could not.
@@ -101,6 +139,10 @@ type Probe struct {
 	StatsKnown bool
 	Runs       uint64
 	RunTime    time.Duration
+	// Misses are the events that the kernel did not hand over because the
+	// program was running on that CPU already, where MissesKnown.
+	MissesKnown bool
+	Misses      uint64
 }
 
 // SourceStatus is the last read of one source.

@@ -17,23 +17,37 @@ const (
 // called so in sockq_probe_attached too.
 type Probe string
 
-// The probes. Tracker, Owners and Diagnosis do not exist in this version:
-// what they fill is never exported.
+// The probes.
 const (
 	Census     Probe = "sockets"
 	Listeners  Probe = "listeners"
 	Namespaces Probe = "namespaces"
 	Audits     Probe = "audit"
 	Agent      Probe = "agent"
-	Tracker    Probe = "event tracker"
-	Owners     Probe = "owners"
-	Diagnosis  Probe = "diagnosis"
+
+	// Those of the event tracker.
+	TrackTransitions       Probe = "transitions"
+	TrackStateSeconds      Probe = "state_seconds"
+	TrackConnects          Probe = "connects"
+	TrackConnections       Probe = "connections" // arrivals at listeners
+	TrackAccepts           Probe = "accepts"
+	TrackBacklog           Probe = "backlog"
+	TrackSynackRetransmits Probe = "synack_retransmits"
+	TrackIgnoredAcks       Probe = "ignored_acks"
+	TrackResetsSent        Probe = "resets_sent"
+	TrackResetsReceived    Probe = "resets_received"
+
+	// Those that do not exist in this version: what they fill is never exported.
+	TrackHalfOpen Probe = "half_open" // lives of requests
+	TrackRefusals Probe = "refusals"  // what became of each SYN
+	Owners        Probe = "owners"
+	Diagnosis     Probe = "diagnosis"
 )
 
 // Exists tells whether this version has the probe.
 func (p Probe) Exists() bool {
 	switch p {
-	case Tracker, Owners, Diagnosis:
+	case TrackHalfOpen, TrackRefusals, Owners, Diagnosis:
 		return false
 	}
 	return true
@@ -59,6 +73,9 @@ type Metric struct {
 	// Needs says for people what else it takes, beyond a tier; "" for nothing.
 	Needs string
 	Probe Probe
+	// Buckets are those of a histogram's classic form: the exponents of their
+	// upper bounds, 2^n seconds each. The native form has all powers of two.
+	Buckets []int
 }
 
 // Exported tells whether this version exports the metric.
@@ -67,6 +84,12 @@ func (m *Metric) Exported() bool { return m.Probe.Exists() }
 // All lists every metric in the order of the reference: that of the files'
 // names, and of the declarations within each.
 var All []*Metric
+
+// Classic buckets, few of them: each is a series of every listener.
+var (
+	waitBuckets  = []int{-13, -10, -8, -6, -4, -2, 0, 2, 4, 6}       // 122 µs to 64 s
+	stateBuckets = []int{-10, -7, -4, -2, 0, 2, 4, 6, 8, 10, 13, 16} // 1 ms to 18 h
+)
 
 func add(m Metric) *Metric {
 	All = append(All, &m)
@@ -80,4 +103,6 @@ const (
 	// sock_diag has no field for the SYN queue.
 	needsOnlyWalk = "BPF walk"
 	needsSyscalls = "on C syscall tracepoints"
+	// Tier C reads the depth where a listener is told of an arrival.
+	needsArrivals = needsWalk + "; at each arrival from Linux 6.3, else of samples"
 )

@@ -9,10 +9,14 @@ const (
 var listenerLabels = []string{LabelNetns, LabelAddress}
 
 func listener(name string, t Type, p Probe, tiers Tiers, needs, help string, more ...string) *Metric {
-	return add(Metric{
+	m := Metric{
 		Name: "sockq_listener_" + name, Help: help, Type: t, Probe: p, Tiers: tiers, Needs: needs,
 		Labels: append(listenerLabels[:len(listenerLabels):len(listenerLabels)], more...),
-	})
+	}
+	if t == Histogram {
+		m.Buckets = waitBuckets
+	}
+	return add(m)
 }
 
 // What the listener walk sees of the sockets that listen on one address.
@@ -23,9 +27,9 @@ var (
 		"Effective backlog of the accept queue (ss: Send-Q). A queue holds one connection more.")
 	AcceptQueueFillRatio = listener("accept_queue_fill_ratio", Gauge, Listeners, AllTiers, needsWalk,
 		"Length / (limit + 1) of the accept queue, of the fullest socket. At 1 the queue is full.")
-	AcceptQueuePeak = listener("accept_queue_peak", Gauge, Listeners, AllTiers, needsWalk,
+	AcceptQueuePeak = listener("accept_queue_peak", Gauge, Listeners, AllTiers, needsArrivals,
 		"Highest length of a socket's accept queue in the last 60 to 120 seconds.")
-	AcceptQueuePeakRatio = listener("accept_queue_peak_ratio", Gauge, Listeners, AllTiers, needsWalk,
+	AcceptQueuePeakRatio = listener("accept_queue_peak_ratio", Gauge, Listeners, AllTiers, needsArrivals,
 		"Highest length / (limit + 1) of a socket's accept queue in the last 60 to 120 seconds.")
 	AcceptQueueFullSeconds = listener("accept_queue_full_seconds_total", Counter, Listeners, AllTiers, needsWalk,
 		"Time in which the accept queue of the fullest socket was full.")
@@ -45,31 +49,31 @@ var (
 
 // What the event tracker sees at a listener.
 var (
-	BacklogRequested = listener("backlog_requested", Gauge, Tracker, AllTiers, needsSyscalls,
+	BacklogRequested = listener("backlog_requested", Gauge, TrackBacklog, AllTiers, needsSyscalls,
 		"Last argument of listen(), before net.core.somaxconn clamped it.")
-	Syns = listener("syns_total", Counter, Tracker, TiersAB, "",
+	Syns = listener("syns_total", Counter, TrackRefusals, TiersAB, "",
 		"SYNs that reached the listener.")
-	Connections = listener("connections_total", Counter, Tracker, AllTiers, "",
+	Connections = listener("connections_total", Counter, TrackConnections, AllTiers, "",
 		"Handshakes completed into the accept queue.")
-	Accepts = listener("accepts_total", Counter, Tracker, AllTiers, needsSyscalls,
+	Accepts = listener("accepts_total", Counter, TrackAccepts, AllTiers, needsSyscalls,
 		"Connections taken from the accept queue by accept().")
-	LastAccept = listener("last_accept_timestamp_seconds", Gauge, Tracker, AllTiers, needsSyscalls,
+	LastAccept = listener("last_accept_timestamp_seconds", Gauge, TrackAccepts, AllTiers, needsSyscalls,
 		"When accept() last took a connection, in seconds since the epoch.")
-	Drops = listener("drops_total", Counter, Tracker, AllTiers, "on tier C accept_queue_full_ack only, from Linux 6.17",
+	Drops = listener("drops_total", Counter, TrackIgnoredAcks, AllTiers, "on C accept_queue_full_ack and accept_queue_full_reset only, from Linux 6.17",
 		"Connections or handshakes that the listener refused, by reason.", "reason")
-	SynCookiesSent = listener("syn_cookies_sent_total", Counter, Tracker, TiersAB, "",
+	SynCookiesSent = listener("syn_cookies_sent_total", Counter, TrackRefusals, TiersAB, "",
 		"SYN cookies sent because the SYN queue was full.")
-	SynCookiesValidated = listener("syn_cookies_validated_total", Counter, Tracker, TiersAB, "",
+	SynCookiesValidated = listener("syn_cookies_validated_total", Counter, TrackRefusals, TiersAB, "",
 		"Final ACKs that carried a valid SYN cookie.")
-	SynackRetransmits = listener("synack_retransmits_total", Counter, Tracker, AllTiers, "",
+	SynackRetransmits = listener("synack_retransmits_total", Counter, TrackSynackRetransmits, AllTiers, "",
 		"SYN-ACKs sent again because the final ACK did not come or was ignored.")
-	HalfOpenEnded = listener("half_open_ended_total", Counter, Tracker, TiersAB, "",
+	HalfOpenEnded = listener("half_open_ended_total", Counter, TrackHalfOpen, TiersAB, "",
 		"Half-open connections that left the SYN queue, by how they ended.", "how")
-	HandshakeSeconds = listener("handshake_seconds", Histogram, Tracker, TiersAB, "",
+	HandshakeSeconds = listener("handshake_seconds", Histogram, TrackHalfOpen, TiersAB, "",
 		"Time from the SYN to the connection in the accept queue.")
-	AcceptWaitSeconds = listener("accept_wait_seconds", Histogram, Tracker, AllTiers, needsSyscalls,
+	AcceptWaitSeconds = listener("accept_wait_seconds", Histogram, TrackAccepts, AllTiers, needsSyscalls,
 		"Time that a connection waited in the accept queue for accept().")
-	Abandoned = listener("abandoned_total", Counter, Tracker, TiersAB, "",
+	Abandoned = listener("abandoned_total", Counter, TrackHalfOpen, TiersAB, "",
 		"Connections that were in the accept queue when the listener closed.")
 )
 

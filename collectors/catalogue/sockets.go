@@ -29,39 +29,41 @@ func queue(name, help string) *Metric {
 // What the event tracker sees of connections.
 var (
 	Transitions = add(Metric{
-		Name: "sockq_tcp_transitions_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Name: "sockq_tcp_transitions_total", Type: Counter, Probe: TrackTransitions, Tiers: AllTiers,
+		Needs:  "on C without those of half-open requests and TIME_WAIT, and without closes that may hide a TIME_WAIT",
 		Labels: []string{LabelNetns, "from", "to"},
-		Help:   "Transitions of TCP sockets from one state to another.",
+		Help:   "Transitions of TCP sockets from one state to another. A series begins when it is first counted.",
 	})
 	UnexpectedTransitions = add(Metric{
-		Name: "sockq_tcp_unexpected_transitions_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Name: "sockq_tcp_unexpected_transitions_total", Type: Counter, Probe: TrackTransitions, Tiers: AllTiers,
 		Labels: []string{LabelNetns, "from", "to"},
-		Help:   "Transitions that the TCP state machine does not have.",
+		Help:   "Transitions that the TCP state machine does not have. A series begins when it is first counted.",
 	})
 	StateSeconds = add(Metric{
-		Name: "sockq_tcp_state_seconds", Type: Histogram, Probe: Tracker, Tiers: AllTiers,
-		Needs:  "on tier C without TIME_WAIT, SYN_RECV and FIN_WAIT2",
-		Labels: []string{LabelState},
-		Help:   "Time that TCP sockets spent in a state, observed when they left it.",
+		Name: "sockq_tcp_state_seconds", Type: Histogram, Probe: TrackStateSeconds, Tiers: AllTiers,
+		Needs:  "on C without TIME_WAIT, SYN_RECV and FIN_WAIT2; netns only with --states.per-netns",
+		Labels: []string{LabelNetns, LabelState}, Buckets: stateBuckets,
+		Help: "Time that TCP sockets spent in a state, observed when they left it. Sockets older than the agent are never observed.",
 	})
 	ConnectSeconds = add(Metric{
-		Name: "sockq_tcp_connect_seconds", Type: Histogram, Probe: Tracker, Tiers: AllTiers,
-		Labels: []string{LabelNetns},
-		Help:   "Time from the SYN sent to the connection established.",
+		Name: "sockq_tcp_connect_seconds", Type: Histogram, Probe: TrackConnects, Tiers: AllTiers,
+		Labels: []string{LabelNetns}, Buckets: waitBuckets,
+		Help: "Time from the SYN sent to the connection established.",
 	})
 	ConnectFailures = add(Metric{
-		Name: "sockq_tcp_connect_failures_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Name: "sockq_tcp_connect_failures_total", Type: Counter, Probe: TrackConnects, Tiers: AllTiers,
+		Needs:  "on C syscall tracepoints for those without a route",
 		Labels: []string{LabelNetns, "error"},
 		Help:   "Calls of connect() that failed, by error.",
 	})
 	ResetsSent = add(Metric{
-		Name: "sockq_tcp_resets_sent_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Name: "sockq_tcp_resets_sent_total", Type: Counter, Probe: TrackResetsSent, Tiers: AllTiers,
 		Needs:  "the reason from Linux 6.10",
 		Labels: []string{LabelNetns, "reason"},
 		Help:   "RST segments sent, by reason.",
 	})
 	ResetsReceived = add(Metric{
-		Name: "sockq_tcp_resets_received_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Name: "sockq_tcp_resets_received_total", Type: Counter, Probe: TrackResetsReceived, Tiers: AllTiers,
 		Labels: []string{LabelNetns},
 		Help:   "RST segments received.",
 	})

@@ -49,7 +49,7 @@ var (
 		Help:   "1 where the probe is attached to the kernel by this mechanism, 0 where it is not.",
 	})
 	ProbeMisses = add(Metric{
-		Name: "sockq_probe_misses_total", Type: Counter, Probe: Tracker, Tiers: AllTiers,
+		Name: "sockq_probe_misses_total", Type: Counter, Probe: Agent, Tiers: AllTiers, Needs: "Linux 6.1",
 		Labels: []string{LabelProbe},
 		Help:   "Events that the kernel did not hand to the probe because it was already running on that CPU.",
 	})

@@ -51,10 +51,14 @@ func startServer(ctx context.Context, n *namespace, address, path, program strin
 		}
 		if exited(s.pid()) {
 			s.stop()
-			lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-			return nil, fmt.Errorf("%s ended: %s", program, lines[len(lines)-1])
+			return nil, fmt.Errorf("%s ended: %s", program, lastLine(log.String()))
 		}
 	}
+}
+
+func lastLine(log string) string {
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	return lines[len(lines)-1]
 }
 
 // exited tells whether a child is a zombie.

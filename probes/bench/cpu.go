@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,6 +37,36 @@ func ownTime(fn func() error) (time.Duration, error) {
 	return end - start, err
 }
 
+// threadTime is the CPU time of the calling thread. What the kernel does in
+// softirqs meanwhile is in it, unless it was built with
+// CONFIG_IRQ_TIME_ACCOUNTING and the clock is a TSC.
+func threadTime() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0, fmt.Errorf("read CPU clock of the thread: %w", err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// pinned runs fn on the last CPU that the calling thread may use.
+func pinned(fn func() error) (err error) {
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return fmt.Errorf("read CPU affinity: %w", err)
+	}
+	for cpu := range len(all) * 64 {
+		if all.IsSet(cpu) {
+			one.Zero()
+			one.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("pin to a CPU: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.SchedSetaffinity(0, &all)) }()
+	return fn()
+}
+
 // commandTime runs a command to its end and returns its CPU time (wait4).
 func commandTime(cmd *exec.Cmd) (time.Duration, error) {
 	if err := cmd.Run(); err != nil {
@@ -46,14 +77,19 @@ func commandTime(cmd *exec.Cmd) (time.Duration, error) {
 
 // memory reads a size of a process in bytes, VmRSS or VmHWM.
 func memory(pid int, field string) (uint64, error) {
+	kb, err := status(pid, field)
+	return kb << 10, err
+}
+
+// status reads a number of /proc/<pid>/status.
+func status(pid int, field string) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(b)) {
 		if rest, ok := strings.CutPrefix(line, field+":"); ok {
-			kb, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			return kb << 10, err
+			return strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
 		}
 	}
 	return 0, fmt.Errorf("process %d has no %s", pid, field)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,7 @@ func main() {
 	write := flag.Bool("write", true, "write the table into README.md")
 	quick := flag.Bool("quick", false, "few sockets, to try it; never writes")
 	rounds := flag.Int("rounds", 7, "rounds of each measurement")
+	only := flag.String("only", "", "steps to run, separated by commas: "+strings.Join(stepNames(), ", ")+"; never writes")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
@@ -45,6 +47,9 @@ func main() {
 	b := &bench{ctx: ctx, rounds: *rounds, sizes: full}
 	if *quick {
 		b.sizes, *write = small, false
+	}
+	if *only != "" {
+		b.only, *write = strings.Split(*only, ","), false
 	}
 	err := b.run()
 	if err == nil && *write {
@@ -73,6 +78,7 @@ type sizes struct {
 	namespaces, socketsOfAll         int
 	idleListeners, idleSockets       int
 	idleWindows                      int
+	eventRounds, eventBatch, calls   int // rounds, connections and system calls in each
 	idleWindow, scrapeWindow, settle time.Duration
 }
 
@@ -80,11 +86,13 @@ var (
 	full = sizes{
 		small: 100_000, large: 1_000_000, fewListeners: 1000, manyListeners: 10_000,
 		namespaces: 100, socketsOfAll: 200_000, idleListeners: 100, idleSockets: 10_000,
+		eventRounds: 30, eventBatch: 500, calls: 200_000,
 		idleWindows: 6, idleWindow: 10 * time.Second, scrapeWindow: 2 * time.Second, settle: 20 * time.Second,
 	}
 	small = sizes{
 		small: 10_000, large: 20_000, fewListeners: 100, manyListeners: 1000,
 		namespaces: 10, socketsOfAll: 20_000, idleListeners: 10, idleSockets: 1000,
+		eventRounds: 3, eventBatch: 200, calls: 20_000,
 		idleWindows: 2, idleWindow: 2 * time.Second, scrapeWindow: time.Second, settle: 6 * time.Second,
 	}
 )
@@ -94,14 +102,39 @@ type bench struct {
 	sizes
 	ctx    context.Context
 	rounds int
-	dir    string // for what is compiled
+	only   []string // names of steps, none for all
+	dir    string   // for what is compiled
 	agent  string
 	walk   *census.Walk
 	rows   []row
 	notes  []string
 }
 
+// steps are what is measured, in the order of the table.
+var steps = []struct {
+	name string
+	run  func(*bench) error
+}{
+	{"idle", (*bench).idle},
+	{"scrape", (*bench).scrape},
+	{"events", (*bench).events},
+	{"namespaces", (*bench).manyNamespaces},
+	{"masses", (*bench).masses},
+}
+
+func stepNames() (names []string) {
+	for _, s := range steps {
+		names = append(names, s.name)
+	}
+	return names
+}
+
 func (b *bench) run() (err error) {
+	for _, name := range b.only {
+		if !slices.Contains(stepNames(), name) {
+			return fmt.Errorf("no step is called %q", name)
+		}
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, for network namespaces and BPF: sudo go run ./probes/bench")
 	}
@@ -118,8 +151,11 @@ func (b *bench) run() (err error) {
 	defer b.walk.Close()
 
 	fmt.Print(b.intro(), tableHead)
-	for _, step := range []func() error{b.idle, b.scrape, b.manyNamespaces, b.masses} {
-		if err := step(); err != nil {
+	for _, step := range steps {
+		if b.only != nil && !slices.Contains(b.only, step.name) {
+			continue
+		}
+		if err := step.run(b); err != nil {
 			return err
 		}
 	}

@@ -59,9 +59,41 @@ func (s samples) bounds() string {
 	return fmt.Sprintf(" (%s–%s)", number(slices.Min(s)), number(slices.Max(s)))
 }
 
+// in divides by a unit.
+func (s samples) in(unit float64) samples {
+	divided := make(samples, len(s))
+	for i, v := range s {
+		divided[i] = v / unit
+	}
+	return divided
+}
+
+// quantile is the value that a share q of all values do not exceed, between two
+// of them in proportion; 0 of none.
+func (s samples) quantile(q float64) float64 {
+	if len(s) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(s))
+	at := q * float64(len(sorted)-1)
+	low := int(at)
+	high := min(low+1, len(sorted)-1)
+	return sorted[low] + (at-float64(low))*(sorted[high]-sorted[low])
+}
+
+// quartiles is the median with the values between which the middle half lies.
+func (s samples) quartiles(unit string) string {
+	if len(s) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%s%s (quartiles %s to %s)", number(s.median()), unit, number(s.quantile(0.25)), number(s.quantile(0.75)))
+}
+
 // number has three digits that count.
 func number(v float64) string {
 	switch {
+	case v < 0:
+		return "−" + number(-v)
 	case v >= 99.95:
 		return fmt.Sprintf("%.0f", v)
 	case v >= 9.995:

@@ -13,6 +13,8 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
 
 /* include/net/tcp_states.h */
 enum {
@@ -78,6 +80,7 @@ struct in6_addr {
 
 struct sock_common {
 	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
@@ -94,6 +97,9 @@ struct sock {
 	atomic_t sk_drops;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	__u16 sk_protocol;
+	int sk_err;
+	struct socket *sk_socket;
 };
 
 /* 6.1 to 6.7: commit 770041d337a8 moved the node to skc_bind_node. */
@@ -109,6 +115,16 @@ struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
 	struct inet_bind2_bucket *icsk_bind2_hash;
 };
+
+struct inet_sock {
+	__be16 inet_sport;
+};
+
+struct mptcp_sock {
+	struct sock *first; /* the subflow of a listener, or a connection's first */
+};
+
+struct request_sock;
 
 struct tcp_sock {
 	__u32 rcv_nxt;
@@ -194,6 +210,29 @@ struct net_device {
 	char name[16];
 	int ifindex;
 	struct hlist_node index_hlist;
+	possible_net_t nd_net;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+};
+
+struct file {
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
 };
 
 struct nsproxy {
@@ -202,6 +241,7 @@ struct nsproxy {
 
 struct task_struct {
 	struct nsproxy *nsproxy;
+	struct files_struct *files;
 };
 
 struct bpf_array {

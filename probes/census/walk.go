@@ -88,13 +88,13 @@ func OpenWalk(procfs string) (_ *Walk, err error) {
 		return nil, fmt.Errorf("walk the kernel's tables: needs Linux 6.4 or newer: %w", err)
 	}
 	if err := w.loadNamespaces(kernel); err != nil {
-		return nil, explain("load the walk over namespaces", err)
+		return nil, Explain("load the walk over namespaces", err)
 	}
 	if err := loadListenersObjects(&w.listeners, nil); err != nil {
-		return nil, explain("load the walk over listeners", err)
+		return nil, Explain("load the walk over listeners", err)
 	}
 	if err := loadSocketsObjects(&w.sockets, nil); err != nil {
-		return nil, explain("load the walk over sockets", err)
+		return nil, Explain("load the walk over sockets", err)
 	}
 	w.loadBound()
 	tables, err := w.tables()
@@ -108,10 +108,10 @@ func OpenWalk(procfs string) (_ *Walk, err error) {
 	return w, nil
 }
 
-// explain turns a refusal to load into what a person can do about it. The kernel
+// Explain turns a refusal to load into what a person can do about it. The kernel
 // itself says EPERM or EINVAL for a missing capability, depending on where it
 // is missed.
-func explain(doing string, err error) error {
+func Explain(doing string, err error) error {
 	missing := missingCapabilities()
 	switch {
 	case len(missing) > 0:
@@ -177,7 +177,7 @@ func (w *Walk) loadBound() {
 		"sockets":    w.sockets.Sockets,
 	}})
 	if err != nil {
-		w.boundError = explain("load the walk over bound sockets", err)
+		w.boundError = Explain("load the walk over bound sockets", err)
 		return
 	}
 	w.bound = objects

@@ -30,6 +30,78 @@ type Expect struct {
 	Retransmits bool
 	// Gone tells that the namespace does not exist any more.
 	Gone bool
+	// Happened is what led here; nil where the scenario does not say.
+	Happened *Happened
+
+	counters map[string]uint64 // what the kernel counted of Happened
+}
+
+// Happened is what happened in the namespace since the scenario began. A socket
+// leaves the kernel's tables microseconds before the last of it is told.
+type Happened struct {
+	// Transitions are those that the tracepoint sock:inet_sock_set_state
+	// tells truly: FIN_WAIT2→CLOSE and CLOSING→CLOSE, which may hide a
+	// TIME_WAIT, only where the socket's error then tells that a RST or
+	// SOCK_DESTROY ended the connection. No state is changed to itself.
+	Transitions map[tcpstate.Edge]uint64
+	// ConnectFailures are by error, as sockq_tcp_connect_failures_total has them.
+	ConnectFailures map[string]uint64
+	// ResetsSent are RST segments. Before 6.10 the tracepoint
+	// tcp:tcp_send_reset tells only of those that a full socket sends.
+	ResetsSent uint64
+	// ResetsReceived are as the tracepoint tcp:tcp_receive_reset tells them,
+	// which is about tcp_reset: it is silent where a RST ends a request or a
+	// time-wait mini-socket, and tells of data, too, that comes to a closed
+	// socket.
+	ResetsReceived uint64
+	// AttemptFails are, as /proc/net/snmp counts them, connections and
+	// requests that ended before ESTABLISHED: not those that found no port
+	// or that the application closed.
+	AttemptFails uint64
+}
+
+// took counts n sockets, at least one, that went through these states.
+func (h *Happened) took(n uint64, path ...tcpstate.State) *Happened {
+	if h.Transitions == nil {
+		h.Transitions = make(map[tcpstate.Edge]uint64)
+	}
+	for i := range path[1:] {
+		h.Transitions[tcpstate.Edge{From: path[i], To: path[i+1]}] += n
+	}
+	return h
+}
+
+// inbound counts n connections to a listener and what became of them.
+func (h *Happened) inbound(n uint64, then ...tcpstate.State) *Happened {
+	return h.took(n, append([]tcpstate.State{tcpstate.Listen, tcpstate.SynRecv, tcpstate.Established}, then...)...)
+}
+
+// outbound counts n connections that were opened here and what became of them.
+func (h *Happened) outbound(n uint64, then ...tcpstate.State) *Happened {
+	return h.took(n, append([]tcpstate.State{tcpstate.Close, tcpstate.SynSent, tcpstate.Established}, then...)...)
+}
+
+// failed counts n calls of connect() that came to nothing.
+func (h *Happened) failed(n uint64, why string) *Happened {
+	if h.ConnectFailures == nil {
+		h.ConnectFailures = make(map[string]uint64)
+	}
+	h.ConnectFailures[why] += n
+	return h
+}
+
+// counters are those of /proc/net/snmp that h decides.
+func (h *Happened) counters() map[string]uint64 {
+	edge := func(from, to tcpstate.State) uint64 { return h.Transitions[tcpstate.Edge{From: from, To: to}] }
+	return map[string]uint64{
+		// tcp_connect, tcp_create_openreq_child
+		"ActiveOpens":  edge(tcpstate.Close, tcpstate.SynSent) - h.ConnectFailures["no_ports"],
+		"PassiveOpens": edge(tcpstate.Listen, tcpstate.SynRecv),
+		// tcp_set_state
+		"EstabResets":  edge(tcpstate.Established, tcpstate.Close) + edge(tcpstate.CloseWait, tcpstate.Close),
+		"AttemptFails": h.AttemptFails,
+		"OutRsts":      h.ResetsSent,
+	}
 }
 
 // States counts sockets by state.
@@ -65,6 +137,20 @@ type Listener struct {
 	// Peak is the length that the accept queue had for 300 ms before this
 	// moment, 0 if it was never longer than now. sock_diag cannot tell.
 	Peak uint32
+	// Took is what came in since it listens for the first time; nil where the
+	// scenario does not say.
+	Took *Took
+}
+
+// Took is what a listening socket was asked and what became of it.
+type Took struct {
+	Connections       uint64 // handshakes completed into the accept queue
+	Accepts           uint64 // taken by accept()
+	AcceptsUnseen     bool   // some by io_uring, which no tracepoint shows: Accepts is unknown
+	SynackRetransmits uint64
+	IgnoredACKs       uint64 // final ACKs that found the accept queue full
+	ResetACKs         uint64 // the same, answered with a RST (tcp_abort_on_overflow)
+	Requested         int    // last argument of listen()
 }
 
 // String is the address as sockq's labels have it, "0.0.0.0:80%lo".
@@ -113,9 +199,15 @@ func (e Expect) lines() []string {
 				d.name, d.ReceiveBytes, d.ReceiveMaxBytes, d.SendBytes, d.SendMaxBytes)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.Events)) {
-		if n := e.Events[name]; n != 0 {
-			add("%s +%d", name, n)
+	counters := e.counters
+	if e.Happened != nil {
+		counters = e.Happened.counters()
+	}
+	for _, rose := range []map[string]uint64{e.Events, counters} {
+		for _, name := range slices.Sorted(maps.Keys(rose)) {
+			if n := rose[name]; n != 0 {
+				add("%s +%d", name, n)
+			}
 		}
 	}
 	return lines

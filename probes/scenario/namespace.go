@@ -25,10 +25,10 @@ type Namespace struct {
 	path  string
 	keep  func() // lets go of what keeps it
 
-	mu      sync.Mutex
-	diag    *sockdiag.Client
-	netstat *os.File // /proc/net/netstat as opened inside
-	closed  bool
+	mu            sync.Mutex
+	diag          *sockdiag.Client
+	netstat, snmp *os.File // in /proc/net, as opened inside
+	closed        bool
 }
 
 // NewNamespace makes a network namespace, which a descriptor keeps until the
@@ -95,6 +95,9 @@ func newNamespace(tb testing.TB, on func(func() error) error, hold func(link str
 		if n.netstat, err = os.Open("/proc/thread-self/net/netstat"); err != nil {
 			return err
 		}
+		if n.snmp, err = os.Open("/proc/thread-self/net/snmp"); err != nil {
+			return err
+		}
 		return raiseLoopback()
 	}); err != nil {
 		tb.Fatalf("new network namespace: %v", err)
@@ -128,8 +131,10 @@ func (n *Namespace) Close() {
 	if n.diag != nil {
 		n.diag.Close()
 	}
-	if n.netstat != nil {
-		n.netstat.Close()
+	for _, f := range []*os.File{n.netstat, n.snmp} {
+		if f != nil {
+			f.Close()
+		}
 	}
 	n.keep()
 }
@@ -187,29 +192,44 @@ func (n *Namespace) ReadSysctl(name string) (value string) {
 // Netstat reads the TcpExt counters of the namespace (/proc/net/netstat).
 func (n *Namespace) Netstat() map[string]uint64 {
 	n.tb.Helper()
+	return n.counters(n.netstat, "TcpExt:")
+}
+
+// SNMP reads the Tcp counters of the namespace (/proc/net/snmp), those of IPv6
+// included. MaxConn, which is -1, is not among them.
+func (n *Namespace) SNMP() map[string]uint64 {
+	n.tb.Helper()
+	return n.counters(n.snmp, "Tcp:")
+}
+
+// counters reads two lines of a file: the group's names, then its values.
+func (n *Namespace) counters(file *os.File, group string) map[string]uint64 {
+	n.tb.Helper()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	b := make([]byte, 64<<10)
-	length, err := n.netstat.ReadAt(b, 0)
+	length, err := file.ReadAt(b, 0)
 	if length == 0 {
-		n.tb.Fatalf("read netstat: %v", err)
+		n.tb.Fatalf("read counters: %v", err)
 	}
-	// Two lines for each group: names, then values.
 	counters := make(map[string]uint64)
 	var names []string
 	for line := range strings.Lines(string(b[:length])) {
 		fields := strings.Fields(line)
 		switch {
-		case len(fields) == 0 || fields[0] != "TcpExt:":
+		case len(fields) == 0 || fields[0] != group:
 		case names == nil:
 			names = fields
 		case len(fields) != len(names):
-			n.tb.Fatalf("read netstat: %d values for %d names", len(fields), len(names))
+			n.tb.Fatalf("read counters: %d values for %d names", len(fields), len(names))
 		default:
 			for i, field := range fields[1:] {
 				value, err := strconv.ParseUint(field, 10, 64)
+				if names[i+1] == "MaxConn" {
+					continue
+				}
 				if err != nil {
-					n.tb.Fatalf("read netstat: %v", err)
+					n.tb.Fatalf("read counters: %v", err)
 				}
 				counters[names[i+1]] = value
 			}

@@ -20,6 +20,9 @@ func (s *Stage) observe(want Expect) (Expect, map[uint64]tcpstate.State) {
 	}
 	sockets := s.NS.Sockets(tcpstate.MaskAll)
 	got := Expect{Events: s.events()}
+	if want.Happened != nil {
+		got.counters = s.counted(want.Happened)
+	}
 	states := make(map[uint64]tcpstate.State, len(sockets))
 	listening := make(map[uint16]bool)
 	requests := make(map[uint16]uint32)
@@ -99,6 +102,18 @@ func (s *Stage) events() map[string]uint64 {
 		}
 	}
 	return rose
+}
+
+// counted are the counters that h decides, as the kernel has them since the
+// scenario began.
+func (s *Stage) counted(h *Happened) map[string]uint64 {
+	s.Helper()
+	now := s.NS.SNMP()
+	counters := h.counters()
+	for name := range counters {
+		counters[name] = now[name] - s.snmp[name]
+	}
+	return counters
 }
 
 // settle waits until the kernel shows exactly want. It returns the state of

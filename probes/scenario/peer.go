@@ -229,10 +229,28 @@ func (c *Conn) FIN() {
 	c.next++
 }
 
-// RST aborts the connection.
+// FINACK closes the peer's direction and acknowledges everything that was
+// received, with one segment.
+func (c *Conn) FINACK() {
+	c.p.s.Helper()
+	c.told = c.received
+	c.FIN()
+}
+
+// RST aborts the connection. To a SYN of the kernel it is a refusal, since it
+// acknowledges everything that was received.
 func (c *Conn) RST() {
 	c.p.s.Helper()
+	c.told = c.received
 	c.send(flagRST|flagACK, nil)
+}
+
+// Unreachable answers the kernel's SYN with an ICMP error, destination
+// unreachable with that code.
+func (c *Conn) Unreachable(code byte) {
+	c.p.s.Helper()
+	syn := segment{from: c.link.remote, to: c.link.local, seq: c.received - 1, flags: flagSYN}
+	c.p.send(syn.from.Addr(), syn.unreachable(c.p.addr, code))
 }
 
 // Write sends that many bytes. It acknowledges nothing new.
@@ -252,9 +270,13 @@ func (c *Conn) send(flags byte, data []byte) {
 		from: c.link.local, to: c.link.remote,
 		seq: c.next, ack: c.told, flags: flags, window: c.window, data: data,
 	}
-	to := sockaddr(netip.AddrPortFrom(s.to.Addr(), 0))
-	if err := unix.Sendto(c.p.out, s.packet(), 0, to); err != nil {
-		c.p.s.Fatalf("send segment: %v", err)
+	c.p.send(s.to.Addr(), s.packet())
+}
+
+func (p *Peer) send(to netip.Addr, packet []byte) {
+	p.s.Helper()
+	if err := unix.Sendto(p.out, packet, 0, sockaddr(netip.AddrPortFrom(to, 0))); err != nil {
+		p.s.Fatalf("send packet: %v", err)
 	}
 }
 

@@ -36,17 +36,29 @@ func raiseLoopback() error {
 // namespace, such that packets to it are sent, but neither received by anyone
 // nor answered. 127.0.0.1 is what sockets get as their own address.
 func routeToNowhere(addr netip.Addr) error {
+	return addRoute(addr, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, IPv4.Loopback())
+}
+
+// addRoute adds a route to one address to the calling thread's namespace. It
+// goes over lo where it has a preferred source.
+func addRoute(addr netip.Addr, scope, kind byte, source netip.Addr) error {
+	family := byte(unix.AF_INET)
+	if addr.Is6() {
+		family = unix.AF_INET6
+	}
 	attributes := netlink.NewAttributeEncoder()
 	attributes.Bytes(unix.RTA_DST, addr.AsSlice())
-	attributes.Bytes(unix.RTA_PREFSRC, IPv4.Loopback().AsSlice())
-	attributes.Uint32(unix.RTA_OIF, loopbackIndex)
+	if source.IsValid() {
+		attributes.Bytes(unix.RTA_PREFSRC, source.AsSlice())
+		attributes.Uint32(unix.RTA_OIF, loopbackIndex)
+	}
 	body, err := attributes.Encode()
 	if err != nil {
 		return fmt.Errorf("add route to %s: %w", addr, err)
 	}
 	header := []byte{ // struct rtmsg
-		unix.AF_INET, byte(addr.BitLen()), 0, 0,
-		unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, unix.RT_SCOPE_LINK, unix.RTN_UNICAST,
+		family, byte(addr.BitLen()), 0, 0,
+		unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, scope, kind,
 		0, 0, 0, 0,
 	}
 	_, err = rtnetlink(unix.RTM_NEWROUTE, netlink.Acknowledge|netlink.Create|netlink.Excl, append(header, body...))

@@ -29,6 +29,7 @@ type Stage struct {
 	last    Expect
 	mass    Expect
 	netstat map[string]uint64 // when the scenario began
+	snmp    map[string]uint64
 	sockets []*Socket
 	peers   map[Family]*Peer
 	port    uint16
@@ -48,7 +49,7 @@ func newStage(tb testing.TB, ns *Namespace, family Family) *Stage {
 	tb.Helper()
 	s := &Stage{TB: tb, NS: ns, Family: family, peers: make(map[Family]*Peer), port: firstPort}
 	tb.Cleanup(s.closeSockets)
-	s.netstat = ns.Netstat()
+	s.netstat, s.snmp = ns.Netstat(), ns.SNMP()
 	return s
 }
 
@@ -217,4 +218,7 @@ func (n *Namespace) watch() (gone func() bool) {
 }
 
 // All are the scenarios.
-var All = slices.Concat(states, backlogs, synQueues, listeners, queues, lifetimes, []Scenario{Mixed})
+var All = slices.Concat(
+	states, backlogs, synQueues, listeners, queues, lifetimes,
+	handshakes, closes, connects, resets, []Scenario{Mixed},
+)

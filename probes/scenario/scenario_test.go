@@ -25,8 +25,17 @@ func TestScenarios(t *testing.T) {
 		seen[sc.Name] = true
 	}
 	checks := 0
+	happened := make(map[tcpstate.Edge]uint64)
 	Run(t, func(t *testing.T, ns *Namespace, want Expect) {
 		checks++
+		if want.Happened != nil {
+			for edge, n := range want.Happened.Transitions {
+				if n == 0 {
+					t.Errorf("%s happened 0 times", edge)
+				}
+				happened[edge] += n
+			}
+		}
 		if want.Gone {
 			return
 		}
@@ -44,6 +53,15 @@ func TestScenarios(t *testing.T) {
 	})
 	if checks < 2*len(All)-1 {
 		t.Errorf("%d checks for %d scenarios", checks, len(All))
+	}
+	for _, tr := range tcpstate.Transitions {
+		if reported := tr.Sight == tcpstate.Reported; reported != (happened[tr.Edge] > 0) {
+			t.Errorf("%s is reported: %t, and happened %d times", tr.Edge, reported, happened[tr.Edge])
+		}
+		delete(happened, tr.Edge)
+	}
+	for edge, n := range happened {
+		t.Errorf("%s happened %d times and is no transition", edge, n)
 	}
 }
 
@@ -130,6 +148,43 @@ func TestObserveDiffers(t *testing.T) {
 		want := right
 		want.Listeners = append([]Listener(nil), right.Listeners...)
 		wrong(&want)
+		got, _ := s.observe(want)
+		if diff(want.lines(), got.lines()) == "" {
+			t.Errorf("%s: no difference seen", name)
+		}
+	}
+}
+
+func TestHappenedDiffers(t *testing.T) {
+	s := NewStage(t, IPv4)
+	l := s.Listen(5)
+	s.Connect(l.Addr()).Reset()
+	s.Begin(s.Next()).Fails(unix.ECONNREFUSED)
+	s.Peer().SYN(l.Addr()).AwaitSYNACK()
+	right := func() Expect {
+		want := s.story(l)
+		want.States[tcpstate.SynRecv] = 1
+		want.Listeners[0].AcceptQueue = 1
+		want.Listeners[0].SynQueue = 1
+		want.Happened.
+			inbound(1, tcpstate.Close).outbound(1, tcpstate.Close).
+			took(1, tcpstate.Close, tcpstate.SynSent, tcpstate.Close).failed(1, "refused")
+		want.Happened.AttemptFails = 1
+		want.Happened.ResetsSent, want.Happened.ResetsReceived = 2, 2
+		return want
+	}
+	s.Settle(right())
+
+	for name, wrong := range map[string]func(*Happened){
+		"PassiveOpens": func(h *Happened) { h.took(1, tcpstate.Listen, tcpstate.SynRecv) },
+		"ActiveOpens":  func(h *Happened) { h.took(1, tcpstate.Close, tcpstate.SynSent) },
+		"no_ports":     func(h *Happened) { h.failed(1, "no_ports") },
+		"EstabResets":  func(h *Happened) { h.took(1, tcpstate.CloseWait, tcpstate.Close) },
+		"AttemptFails": func(h *Happened) { h.AttemptFails = 0 },
+		"OutRsts":      func(h *Happened) { h.ResetsSent++ },
+	} {
+		want := right()
+		wrong(want.Happened)
 		got, _ := s.observe(want)
 		if diff(want.lines(), got.lines()) == "" {
 			t.Errorf("%s: no difference seen", name)

@@ -32,26 +32,7 @@ const (
 
 // packet is s with its IP header. The kernel fills in the checksum of IPv4's.
 func (s segment) packet() []byte {
-	length := sizeofTCP + len(s.data)
-	var b []byte
-	if s.from.Addr().Is4() {
-		b = make([]byte, sizeofIPv4, sizeofIPv4+length)
-		b[0] = 4<<4 | sizeofIPv4/4
-		binary.BigEndian.PutUint16(b[2:], uint16(sizeofIPv4+length))
-		b[8] = 64 // time to live
-		b[9] = unix.IPPROTO_TCP
-		copy(b[12:], s.from.Addr().AsSlice())
-		copy(b[16:], s.to.Addr().AsSlice())
-	} else {
-		b = make([]byte, sizeofIPv6, sizeofIPv6+length)
-		b[0] = 6 << 4
-		binary.BigEndian.PutUint16(b[4:], uint16(length))
-		b[6] = unix.IPPROTO_TCP
-		b[7] = 64 // hop limit
-		copy(b[8:], s.from.Addr().AsSlice())
-		copy(b[24:], s.to.Addr().AsSlice())
-	}
-	header := len(b)
+	b := make([]byte, 0, sizeofTCP+len(s.data))
 	b = binary.BigEndian.AppendUint16(b, s.from.Port())
 	b = binary.BigEndian.AppendUint16(b, s.to.Port())
 	b = binary.BigEndian.AppendUint32(b, s.seq)
@@ -60,14 +41,66 @@ func (s segment) packet() []byte {
 	b = binary.BigEndian.AppendUint16(b, s.window)
 	b = append(b, 0, 0, 0, 0) // checksum, urgent pointer
 	b = append(b, s.data...)
-	binary.BigEndian.PutUint16(b[header+16:], s.checksum(b[header:]))
-	return b
+	binary.BigEndian.PutUint16(b[16:], s.checksum(b))
+	return packet(s.from.Addr(), s.to.Addr(), unix.IPPROTO_TCP, b)
 }
 
-// checksum is the one's complement of the sum over the pseudo header and tcp.
+// checksum is that of tcp, over the pseudo header and itself.
 func (s segment) checksum(tcp []byte) uint16 {
-	sum := uint32(unix.IPPROTO_TCP + len(tcp))
-	for _, b := range [][]byte{s.from.Addr().AsSlice(), s.to.Addr().AsSlice(), tcp} {
+	return checksum(pseudoHeader(s.from.Addr(), s.to.Addr(), unix.IPPROTO_TCP, len(tcp)), tcp)
+}
+
+// unreachable is the ICMP error that the address from sends about s (RFC 792,
+// RFC 4443): destination unreachable, with that code.
+func (s segment) unreachable(from netip.Addr, code byte) []byte {
+	to := s.from.Addr()
+	protocol, b := byte(unix.IPPROTO_ICMP), []byte{3, code, 0, 0, 0, 0, 0, 0}
+	quoted := sizeofIPv4 + 8
+	if to.Is6() {
+		protocol, b[0], quoted = unix.IPPROTO_ICMPV6, 1, sizeofIPv6+8
+	}
+	b = append(b, s.packet()[:quoted]...)
+	var pseudo []byte // which ICMP has for IPv6 only
+	if to.Is6() {
+		pseudo = pseudoHeader(from, to, protocol, len(b))
+	}
+	binary.BigEndian.PutUint16(b[2:], checksum(pseudo, b))
+	return packet(from, to, protocol, b)
+}
+
+// packet puts an IP header before payload.
+func packet(from, to netip.Addr, protocol byte, payload []byte) []byte {
+	var b []byte
+	if from.Is4() {
+		b = make([]byte, sizeofIPv4, sizeofIPv4+len(payload))
+		b[0] = 4<<4 | sizeofIPv4/4
+		binary.BigEndian.PutUint16(b[2:], uint16(sizeofIPv4+len(payload)))
+		b[8] = 64 // time to live
+		b[9] = protocol
+		copy(b[12:], from.AsSlice())
+		copy(b[16:], to.AsSlice())
+	} else {
+		b = make([]byte, sizeofIPv6, sizeofIPv6+len(payload))
+		b[0] = 6 << 4
+		binary.BigEndian.PutUint16(b[4:], uint16(len(payload)))
+		b[6] = protocol
+		b[7] = 64 // hop limit
+		copy(b[8:], from.AsSlice())
+		copy(b[24:], to.AsSlice())
+	}
+	return append(b, payload...)
+}
+
+// pseudoHeader holds what a checksum covers besides the payload.
+func pseudoHeader(from, to netip.Addr, protocol byte, length int) []byte {
+	b := append(from.AsSlice(), to.AsSlice()...)
+	return append(b, 0, protocol, byte(length>>8), byte(length))
+}
+
+// checksum is the one's complement of the sum over both.
+func checksum(pseudo, payload []byte) uint16 {
+	sum := uint32(0)
+	for _, b := range [][]byte{pseudo, payload} {
 		for ; len(b) >= 2; b = b[2:] {
 			sum += uint32(binary.BigEndian.Uint16(b))
 		}

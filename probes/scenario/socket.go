@@ -4,8 +4,11 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"sockq/probes/tcpstate"
 )
 
 // Family is the IP version that a scenario plays over.
@@ -129,13 +132,62 @@ func (k *Socket) Connect(to netip.AddrPort) *Socket {
 func (k *Socket) Established() {
 	k.s.Helper()
 	k.poll(unix.POLLOUT)
-	errno, err := unix.GetsockoptInt(k.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
+	if err := k.err(); err != 0 {
 		k.s.Fatalf("connect: %v", err)
 	}
-	if errno != 0 {
-		k.s.Fatalf("connect: %v", unix.Errno(errno))
+}
+
+// Fails waits until the socket has an error, which has to be want, and takes it.
+func (k *Socket) Fails(want unix.Errno) {
+	k.s.Helper()
+	k.poll(unix.POLLERR)
+	if err := k.err(); err != want {
+		k.s.Fatalf("socket ended with %v, want %v", err, want)
 	}
+}
+
+// err takes the pending error of a socket.
+func (k *Socket) err() unix.Errno {
+	k.s.Helper()
+	errno, err := unix.GetsockoptInt(k.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		k.s.Fatalf("get SO_ERROR: %v", err)
+	}
+	return unix.Errno(errno)
+}
+
+// CannotConnect calls connect(2), which has to return want at once.
+func (k *Socket) CannotConnect(to netip.AddrPort, want unix.Errno) {
+	k.s.Helper()
+	if err := unix.Connect(k.fd, sockaddr(to)); err != want {
+		k.s.Fatalf("connect %s: %v, want %v", to, err, want)
+	}
+}
+
+// Disconnect calls connect(2) with AF_UNSPEC, after which the socket is as new.
+func (k *Socket) Disconnect() {
+	k.s.Helper()
+	var addr unix.RawSockaddrAny // AF_UNSPEC
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(k.fd), uintptr(unsafe.Pointer(&addr)), unix.SizeofSockaddrAny)
+	if errno != 0 {
+		k.s.Fatalf("disconnect: %v", errno)
+	}
+}
+
+// Await waits until the socket is in that state.
+func (k *Socket) Await(state tcpstate.State) {
+	k.s.Helper()
+	var got tcpstate.State
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		info, err := unix.GetsockoptTCPInfo(k.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			k.s.Fatalf("get TCP_INFO: %v", err)
+		}
+		if got = tcpstate.State(info.State); got == state {
+			return
+		}
+	}
+	k.s.Fatalf("waited for a socket in %s, it is in %s", state, got)
 }
 
 // Accept takes the first connection out of the accept queue. It waits for one.
@@ -173,7 +225,13 @@ func (k *Socket) Read(bytes int) {
 // FIN closes our direction and keeps the socket: shutdown(SHUT_WR).
 func (k *Socket) FIN() {
 	k.s.Helper()
-	if err := unix.Shutdown(k.fd, unix.SHUT_WR); err != nil {
+	k.Shutdown(unix.SHUT_WR)
+}
+
+// Shutdown calls shutdown(2).
+func (k *Socket) Shutdown(how int) {
+	k.s.Helper()
+	if err := unix.Shutdown(k.fd, how); err != nil {
 		k.s.Fatalf("shutdown: %v", err)
 	}
 }

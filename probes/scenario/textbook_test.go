@@ -225,13 +225,3 @@ func (s *Stage) settleStates(want States) {
 	}
 	s.Fatalf("sockets in states 1 to 11: %v, want %v", got[1:], want[1:])
 }
-
-// err takes the pending error of a socket.
-func (k *Socket) err() unix.Errno {
-	k.s.Helper()
-	errno, err := unix.GetsockoptInt(k.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		k.s.Fatalf("get SO_ERROR: %v", err)
-	}
-	return unix.Errno(errno)
-}

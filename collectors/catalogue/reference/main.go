@@ -7,6 +7,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"sockq/collectors/catalogue"
@@ -67,19 +68,44 @@ func reference() string {
 Tiers: A kernels with BPF trampolines, B with kprobes, C with tracepoints only. What a kernel cannot give is absent, never 0.
 "BPF walk": Linux 6.4 and CAP_BPF + CAP_PERFMON, for every namespace of the node. "setns": CAP_SYS_ADMIN, for namespaces other than the agent's own.
 
-Not in this version:
+Series of transitions, states, errors and reasons begin when they are first counted, all other counters at 0.
+Histograms are native (schema 0, for a scrape in protobuf) and classic at once. The highest power of two is 2^24 s; what took longer is counted there. The classic bounds, in seconds:
 
 `)
-	for _, p := range []catalogue.Probe{catalogue.Tracker, catalogue.Owners, catalogue.Diagnosis} {
-		var names []string
-		for _, m := range catalogue.All {
-			if m.Probe == p {
-				names = append(names, m.Name)
-			}
+	for _, m := range catalogue.All {
+		if m.Exported() && m.Type == catalogue.Histogram {
+			fmt.Fprintf(&b, "- `%s`: %s\n", m.Name, powers(m.Buckets))
 		}
-		fmt.Fprintf(&b, "- with the %s: %s\n", p, code(names))
+	}
+	b.WriteString("\nNot in this version:\n\n")
+	var waiting []catalogue.Probe
+	names := make(map[catalogue.Probe][]string)
+	for _, m := range catalogue.All {
+		if m.Exported() {
+			continue
+		}
+		if names[m.Probe] == nil {
+			waiting = append(waiting, m.Probe)
+		}
+		names[m.Probe] = append(names[m.Probe], m.Name)
+	}
+	for _, p := range waiting {
+		fmt.Fprintf(&b, "- with the probe `%s`: %s\n", p, code(names[p]))
 	}
 	return b.String()
+}
+
+// powers are 2^n for each exponent.
+func powers(exponents []int) string {
+	words := make([]string, len(exponents))
+	for i, n := range exponents {
+		if n < 0 {
+			words[i] = "2^" + strconv.Itoa(n)
+		} else {
+			words[i] = strconv.Itoa(1 << n)
+		}
+	}
+	return strings.Join(words, ", ")
 }
 
 func code(words []string) string {

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* What comes in at a listener: connections into the accept queue and how long it
+ * gets, final ACKs that it does not take, SYN-ACKs that have to be sent again.
+ */
+#include "listeners.h"
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define MINUTE 60000000000ULL
+
+volatile const __u32 listen_overflow; /* SKB_DROP_REASON_TCP_LISTEN_OVERFLOW (6.17+) */
+
+static __always_inline int listens(struct sock *sk)
+{
+	/* Other families listen, too. */
+	return sk->__sk_common.skc_state == TCP_LISTEN && sk->sk_protocol == IPPROTO_TCP;
+}
+
+static __always_inline struct listener_counts *counts_of(struct sock *sk)
+{
+	return find_listener(bpf_get_socket_cookie(sk), sk);
+}
+
+/* An older minute is a smaller number. */
+static __always_inline void raise(__u64 *peak, __u64 value)
+{
+	for (int i = 0; i < 8; i++) {
+		__u64 old = *(volatile __u64 *)peak;
+
+		if (old >= value || __sync_val_compare_and_swap(peak, old, value) == old)
+			return;
+	}
+}
+
+/* It comes twice for a connection: the first time after the child's change of
+ * state on this CPU, when the child is in the queue.
+ */
+SEC("tp_btf/sk_data_ready")
+int BPF_PROG(connection_arrived, struct sock *sk)
+{
+	__u64 minute, length, limit;
+	struct listener_counts *l;
+	struct cpu *cpu;
+	__u32 zero = 0;
+
+	if (!listens(sk))
+		return 0;
+	cpu = bpf_map_lookup_elem(&cpus, &zero);
+	if (!cpu || !cpu->child || cpu->child_net != (__u64)sk->__sk_common.skc_net.net ||
+	    cpu->child_port != sk->__sk_common.skc_num)
+		return 0;
+	cpu->child = 0;
+	l = counts_of(sk);
+	if (!l)
+		return 0;
+	add(&l->connections, 1);
+	minute = cpu->child_since / MINUTE;
+	length = sk->sk_ack_backlog;
+	limit = sk->sk_max_ack_backlog;
+	raise(&l->peak[minute & 1], minute << 32 | length);
+	raise(&l->peak_ratio[minute & 1], minute << 32 | (__u32)((length << 16) / (limit + 1)));
+	return 0;
+}
+
+/* rx_sk may be a time-wait mini-socket for other reasons. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(final_ack_refused, struct sk_buff *skb, void *location, __u32 reason, struct sock *sk)
+{
+	struct listener_counts *l;
+	__u32 drop = DROP_ACCEPT_QUEUE_FULL_ACK;
+
+	if (reason != listen_overflow || !sk || !listens(sk))
+		return 0;
+	l = counts_of(sk);
+	if (!l)
+		return 0;
+	if (sk->__sk_common.skc_net.net->ipv4.sysctl_tcp_abort_on_overflow)
+		drop = DROP_ACCEPT_QUEUE_FULL_RESET;
+	add(&l->drops[drop], 1);
+	return 0;
+}
+
+/* For Fast Open sk is the child. */
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(synack_retransmitted, struct sock *sk, struct request_sock *req)
+{
+	struct listener_counts *l;
+
+	if (!listens(sk))
+		return 0;
+	l = counts_of(sk);
+	if (l)
+		add(&l->synack_retransmits, 1);
+	return 0;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What happened in each namespace: frequent events by the namespace's slot, rare
+ * ones by what they were.
+ */
+#ifndef SOCKQ_NAMESPACES_H
+#define SOCKQ_NAMESPACES_H
+
+#include "counts.h"
+
+/* The slots of namespaces. User space fills free_slots, gives back the slots of
+ * namespaces that are gone, and sets how many there are.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64); /* namespace_id */
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1);
+	__type(value, __u32);
+} free_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32); /* slot */
+	__type(value, struct namespace_counts);
+} namespaces SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct event);
+	__type(value, __u64);
+} events SEC(".maps");
+
+static __noinline __u32 find_slot(__u64 id, __u32 inum)
+{
+	struct slot slot = {.number = OTHER_NAMESPACES, .inum = inum}, *known = bpf_map_lookup_elem(&slots, &id);
+
+	if (known)
+		return known->number;
+	if (bpf_map_pop_elem(&free_slots, &slot.number))
+		lose(LOST_NAMESPACES);
+	if (!bpf_map_update_elem(&slots, &id, &slot, BPF_NOEXIST))
+		return slot.number;
+	if (slot.number) /* another CPU was faster, or there is no more room */
+		bpf_map_push_elem(&free_slots, &slot.number, 0);
+	known = bpf_map_lookup_elem(&slots, &id);
+	return known ? known->number : OTHER_NAMESPACES;
+}
+
+/* A cookie is never used again, so what a CPU remembers of one never gets old. */
+static __always_inline __u32 slot_of(struct cpu *cpu, struct net *net)
+{
+	__u64 id = namespace_id(net), last = *(volatile __u64 *)&cpu->namespace;
+	__u32 slot;
+
+	if (last >> 16 == id)
+		return (__u16)last;
+	slot = find_slot(id, net->ns.inum);
+	if (bpf_core_field_exists(struct net, net_cookie))
+		*(volatile __u64 *)&cpu->namespace = id << 16 | slot;
+	return slot;
+}
+
+static __noinline int count_event(struct net *net, __u32 kind, __u32 detail)
+{
+	struct event event = {.namespace = namespace_id(net), .kind = kind, .detail = detail};
+	__u64 *n = bpf_map_lookup_elem(&events, &event), zero = 0;
+
+	if (!n) {
+		find_slot(event.namespace, net->ns.inum);
+		bpf_map_update_elem(&events, &event, &zero, BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&events, &event);
+	}
+	if (n)
+		add(n, 1);
+	else
+		lose(LOST_EVENTS);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Since when each socket is in its state: a hash table in an array, since a look
+ * into BPF's own hash costs as much as the whole rest of an event. A socket has
+ * its place in one bucket; when that is full the socket is not remembered, and
+ * counted as lost. Needs atomic compare and exchange (5.12).
+ */
+#ifndef SOCKQ_SOCKETS_H
+#define SOCKQ_SOCKETS_H
+
+#include "counts.h"
+
+#define PLACES 16
+#define BUCKETS_SHIFT 14
+
+struct place {
+	__u64 since;	/* bpf_ktime_get_ns of the last change of state */
+	__u64 arrived;	/* in an accept queue; 0: not a listener's child */
+	__u64 state;
+};
+
+struct sockets_bucket {
+	__u64 sk[PLACES]; /* 0: free */
+	struct place places[PLACES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << BUCKETS_SHIFT);
+	__type(key, __u32);
+	__type(value, struct sockets_bucket);
+} sockets SEC(".maps");
+
+static __always_inline struct sockets_bucket *bucket_of_socket(__u64 sk)
+{
+	__u32 bucket;
+
+	/* The verifier takes a pointer's lower half for a number, not the whole. */
+	asm volatile("%0 = %1" : "=w"(bucket) : "w"((__u32)sk));
+	bucket = bucket * 0x9e3779b1U >> (32 - BUCKETS_SHIFT); /* Fibonacci hashing */
+	return bpf_map_lookup_elem(&sockets, &bucket);
+}
+
+static __always_inline __u32 find_place(struct sockets_bucket *b, __u64 sk)
+{
+	for (__u32 i = 0; i < PLACES; i++)
+		if (b->sk[i] == sk)
+			return i;
+	return PLACES;
+}
+
+static __always_inline struct place *find_socket(__u64 sk)
+{
+	struct sockets_bucket *b = bucket_of_socket(sk);
+	__u32 i;
+
+	if (!b)
+		return NULL;
+	i = find_place(b, sk);
+	return i < PLACES ? &b->places[i] : NULL;
+}
+
+/* A place that the socket's predecessor at the same address left is taken over. */
+static __always_inline void begin_socket(__u64 sk, __u64 now, __u32 state, __u64 arrived)
+{
+	struct sockets_bucket *b = bucket_of_socket(sk);
+	__u32 i;
+
+	if (!b)
+		return;
+	i = find_place(b, sk);
+	if (i >= PLACES)
+		for (i = 0; i < PLACES; i++)
+			if (!b->sk[i] && !__sync_val_compare_and_swap(&b->sk[i], 0, sk))
+				break;
+	if (i >= PLACES) {
+		lose(LOST_SOCKETS);
+		return;
+	}
+	b->places[i].since = now;
+	b->places[i].arrived = arrived;
+	b->places[i].state = state;
+}
+
+static __always_inline void end_socket(__u64 sk)
+{
+	struct sockets_bucket *b = bucket_of_socket(sk);
+	__u32 i;
+
+	if (!b)
+		return;
+	i = find_place(b, sk);
+	if (i < PLACES)
+		*(volatile __u64 *)&b->sk[i] = 0;
+}
+
+#endif

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Every change of state of a full socket: which edge it was, how long the socket
+ * had been in the state that it leaves, and what became of a connect().
+ */
+#include "namespaces.h"
+#include "sockets.h"
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define ECONNABORTED 103
+#define ECONNRESET 104
+#define ENETUNREACH 101
+#define EPIPE 32
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32); /* 0, or the namespace's slot */
+	__type(value, struct state_histograms);
+} state_seconds SEC(".maps");
+
+volatile const __u8 edges[16][16];	/* tcpstate.Index + 1, 0: unexpected */
+volatile const __u32 observed;		/* states whose duration the tracepoint tells: 1 << state */
+volatile const __u8 per_namespace;	/* they are counted by namespace */
+volatile const __u8 destroy_is_traced;	/* socket_destroyed forgets sockets */
+
+/* tcp_time_wait and an orphan's FIN_WAIT2 end the full socket while a time-wait
+ * mini-socket lives on: the tracepoint says CLOSE. It is the truth where the
+ * connection was ended by force.
+ */
+static __always_inline int hides_time_wait(struct sock *sk, __u32 from, __u32 to)
+{
+	int err;
+
+	if (to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+		return 0;
+	err = sk->sk_err;
+	return err != ECONNRESET && err != EPIPE && err != ETIMEDOUT && err != ECONNABORTED;
+}
+
+static __always_inline __u32 connect_error(struct sock *sk)
+{
+	switch (sk->sk_err) {
+	case ECONNREFUSED:
+		return CONNECT_REFUSED;
+	case ETIMEDOUT:
+		return CONNECT_TIMEOUT;
+	case EHOSTUNREACH:
+		return CONNECT_HOST_UNREACHABLE;
+	case ENETUNREACH:
+		return CONNECT_NET_UNREACHABLE;
+	case ECONNRESET:
+		return CONNECT_RESET;
+	case 0:
+		/* inet_hash_connect found no port, or the one asked for is
+		 * taken: no SYN was made yet.
+		 */
+		if (!BPF_CORE_READ((struct inet_sock *)sk, inet_sport) ||
+		    !BPF_CORE_READ((struct tcp_sock *)sk, write_seq))
+			return CONNECT_NO_PORTS;
+		return CONNECT_CLOSED;
+	}
+	return CONNECT_OTHER;
+}
+
+/* Where both ends opened at once a connect() fails in SYN_RECV, as children of
+ * listeners do that lost their request to another CPU.
+ */
+static __always_inline int connect_failed(struct sock *sk, __u32 from, __u32 to)
+{
+	struct place *place;
+
+	if (to != TCP_CLOSE || from != TCP_SYN_RECV)
+		return to == TCP_CLOSE && from == TCP_SYN_SENT;
+	place = find_socket((__u64)sk);
+	return place && !place->arrived;
+}
+
+static __always_inline struct namespace_counts *
+count_edge(struct sock *sk, struct net *net, __u32 slot, __u32 from, __u32 to, int timed)
+{
+	struct namespace_counts *counts = bpf_map_lookup_elem(&namespaces, &slot);
+	__u32 edge = edges[from & 15][to & 15];
+
+	if (!counts)
+		return NULL;
+	if (!edge)
+		count_event(net, EVENT_UNEXPECTED, from << 8 | to);
+	else if (edge <= EDGES && !hides_time_wait(sk, from, to))
+		add(&counts->edges[edge - 1], 1);
+	if (timed && connect_failed(sk, from, to))
+		count_event(net, EVENT_CONNECT_FAILED, connect_error(sk));
+	return counts;
+}
+
+/* remember_child until sk_data_ready tells whose child it is. On older kernels it
+ * has its listener's cookie, on newer ones its own: the port is its listener's
+ * on all.
+ */
+static __always_inline void remember_child(struct sock *sk, struct cpu *cpu, __u64 now)
+{
+	cpu->child = (__u64)sk;
+	cpu->child_since = now;
+	cpu->child_net = (__u64)sk->__sk_common.skc_net.net;
+	cpu->child_port = sk->__sk_common.skc_num;
+}
+
+/* begins_life tells a socket's first change of state from those of its life. */
+static __always_inline int begins_life(__u32 from, __u32 to)
+{
+	return from == TCP_CLOSE || (from == TCP_LISTEN && to == TCP_SYN_RECV);
+}
+
+static __always_inline void time_state(struct sock *sk, struct cpu *cpu, struct namespace_counts *counts, __u32 slot,
+				       __u32 from, __u32 to)
+{
+	__u32 key = per_namespace ? slot : 0, connects = from == TCP_SYN_SENT && to == TCP_ESTABLISHED;
+	struct state_histograms *seconds;
+	struct place *place;
+	__u64 now, spent;
+
+	if (begins_life(from, to)) {
+		now = bpf_ktime_get_ns();
+		begin_socket((__u64)sk, now, to, from == TCP_LISTEN ? now : 0);
+		if (from == TCP_LISTEN)
+			remember_child(sk, cpu, now);
+		return;
+	}
+	if (to == TCP_CLOSE && cpu->child == (__u64)sk)
+		cpu->child = 0; /* another CPU made a child of the same request */
+	if (connects || (observed & (1 << from | 1 << to))) {
+		place = find_socket((__u64)sk);
+		if (!place) /* older than the tracker */
+			return;
+		now = bpf_ktime_get_ns();
+		spent = now - place->since;
+		if (place->state == from && connects)
+			observe(&counts->connects, spent);
+		if (place->state == from && (observed & 1 << from)) {
+			seconds = bpf_map_lookup_elem(&state_seconds, &key);
+			asm volatile("" : "+r"(from)); /* or the check is moved away */
+			if (seconds && from < TCP_STATES)
+				observe(&seconds->states[from], spent);
+		}
+		place->since = now;
+		place->state = to;
+	}
+	if (to == TCP_CLOSE && !destroy_is_traced)
+		end_socket((__u64)sk);
+}
+
+static __always_inline int change_state(struct sock *sk, __u32 from, __u32 to, int timed)
+{
+	struct namespace_counts *counts;
+	__u32 zero = 0, slot;
+	struct cpu *cpu;
+	struct net *net;
+
+	/* MPTCP's own sockets have another protocol; its subflows are TCP. */
+	if (from == to || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	cpu = bpf_map_lookup_elem(&cpus, &zero);
+	if (!cpu)
+		return 0;
+	net = sk->__sk_common.skc_net.net;
+	slot = slot_of(cpu, net);
+	counts = count_edge(sk, net, slot, from, to, timed);
+	if (!counts || !timed)
+		return 0;
+	if (to == TCP_LISTEN) /* gives it one, so that all programs can read it */
+		bpf_get_socket_cookie(sk);
+	time_state(sk, cpu, counts, slot, from, to);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_changed, struct sock *sk, int from, int to)
+{
+	return change_state(sk, from, to, 1);
+}
+
+/* For kernels before 5.12. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_changed_untimed, struct sock *sk, int from, int to)
+{
+	return change_state(sk, from, to, 0);
+}
+
+/* The kernel uses the address again at once. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(socket_destroyed, struct sock *sk)
+{
+	end_socket((__u64)sk);
+	return 0;
+}

@@ -1,0 +1,379 @@
+package tracker
+
+// The objects are committed; CI compiles them again with the same clang and
+// fails on a difference.
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_counts -type state_histograms -type event -type slot -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" states bpf/states.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" syscalls bpf/syscalls.bpf.c
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+
+	"sockq/probes/tcpstate"
+)
+
+// Options say what to track.
+type Options struct {
+	SysFS      string // default /sys
+	Namespaces int    // how many have counters of their own; default 300
+	// Syscalls attaches to the returns of listen(), accept() and connect().
+	Syscalls bool
+	// StateSeconds measures the time in each state, of each namespace if
+	// PerNamespace.
+	StateSeconds bool
+	PerNamespace bool
+}
+
+// The stories that the tracker can tell, as sockq_probe_attached names them.
+const (
+	StoryTransitions       = "transitions"
+	StoryStateSeconds      = "state_seconds"
+	StoryConnects          = "connects"
+	StoryConnections       = "connections"
+	StoryIgnoredACKs       = "ignored_acks"
+	StorySynackRetransmits = "synack_retransmits"
+	StoryResetsSent        = "resets_sent"
+	StoryResetsReceived    = "resets_received"
+	StoryAccepts           = "accepts"
+	StoryBacklog           = "backlog"
+	StoryUnroutable        = "unroutable_connects"
+)
+
+// StoryNames are all of them.
+var StoryNames = []string{
+	StoryTransitions, StoryStateSeconds, StoryConnects, StoryConnections, StoryIgnoredACKs, StorySynackRetransmits,
+	StoryResetsSent, StoryResetsReceived, StoryAccepts, StoryBacklog, StoryUnroutable,
+}
+
+// Story is what a set of programs tells, or why it cannot be told.
+type Story struct {
+	Name      string
+	Mechanism string // "tp_btf", "tracepoint"; "none" where it is not told
+	Reason    string // for people; "" where it is told
+	Programs  []*ebpf.Program
+}
+
+// Told tells whether the story's programs are attached.
+func (s *Story) Told() bool { return s.Mechanism != mechanismNone }
+
+const (
+	mechanismNone       = "none"
+	mechanismTPBTF      = "tp_btf"
+	mechanismTracepoint = "tracepoint"
+)
+
+// Tracker is the attached programs and their maps. Its methods may not run
+// beside each other.
+type Tracker struct {
+	opts    Options
+	kernel  *btf.Spec
+	maps    map[string]*ebpf.Map
+	stories []Story
+	closers []io.Closer // links, then programs
+	reasons []string    // of RSTs, by number
+
+	read
+}
+
+// Open attaches what this kernel allows, each story on its own. The error says why
+// nothing can be attached at all.
+func Open(opts Options) (_ *Tracker, err error) {
+	opts.SysFS = cmp.Or(opts.SysFS, "/sys")
+	opts.Namespaces = cmp.Or(opts.Namespaces, 300)
+	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map)}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	if t.kernel, err = btf.LoadKernelSpec(); err != nil {
+		return nil, fmt.Errorf("load kernel type information: needs a kernel with CONFIG_DEBUG_INFO_BTF=y: %w", err)
+	}
+	if err := tryTracepoint(); err != nil {
+		return nil, fmt.Errorf("load a tracing program: %w", err)
+	}
+	specs, err := t.specs()
+	if err != nil {
+		return nil, err
+	}
+	if err := t.newMaps(specs); err != nil {
+		return nil, err
+	}
+	t.attachStates(specs.states)
+	t.attachArrivals(specs.arrivals)
+	t.attachResets(specs.resets)
+	t.attachSyscalls(specs.syscalls)
+	return t, nil
+}
+
+type specs struct{ states, arrivals, resets, syscalls *ebpf.CollectionSpec }
+
+func (t *Tracker) specs() (s specs, err error) {
+	for _, load := range []struct {
+		into **ebpf.CollectionSpec
+		from func() (*ebpf.CollectionSpec, error)
+	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls}} {
+		if *load.into, err = load.from(); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// newMaps makes the maps that the programs share.
+func (t *Tracker) newMaps(s specs) error {
+	var none *btf.Struct
+	// Elements of maps that are not allocated beforehand come from an
+	// allocator that tracing programs may use since 6.1.
+	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
+	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls} {
+		for name, m := range spec.Maps {
+			if strings.HasPrefix(name, ".") || t.maps[name] != nil {
+				continue
+			}
+			m = m.Copy()
+			switch name {
+			case "namespaces":
+				m.MaxEntries = uint32(t.opts.Namespaces) + 1
+			case "free_slots":
+				m.MaxEntries = uint32(t.opts.Namespaces)
+			case "state_seconds":
+				if t.opts.PerNamespace {
+					m.MaxEntries = uint32(t.opts.Namespaces) + 1
+				}
+			case "listeners":
+				if allocated {
+					m.Flags, m.MaxEntries = 0, 8192
+				}
+			}
+			made, err := ebpf.NewMap(m)
+			if err != nil {
+				return fmt.Errorf("make map %s: %w", name, err)
+			}
+			t.maps[name] = made
+		}
+	}
+	for slot := range uint32(t.opts.Namespaces) {
+		if err := t.maps["free_slots"].Put(nil, slot+1); err != nil {
+			return fmt.Errorf("fill slots: %w", err)
+		}
+	}
+	return nil
+}
+
+// load loads one program of a collection with the shared maps.
+func (t *Tracker) load(spec *ebpf.CollectionSpec, name string) (*ebpf.Program, error) {
+	spec = spec.Copy()
+	for other := range spec.Programs {
+		if other != name {
+			delete(spec.Programs, other)
+		}
+	}
+	shared := make(map[string]*ebpf.Map)
+	for name := range spec.Maps {
+		if m := t.maps[name]; m != nil {
+			shared[name] = m
+			spec.Maps[name].MaxEntries, spec.Maps[name].Flags = m.MaxEntries(), m.Flags()
+		}
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	if err != nil {
+		return nil, err
+	}
+	defer collection.Close()
+	program := collection.DetachProgram(name)
+	t.closers = append(t.closers, program)
+	return program, nil
+}
+
+// attach loads one program and attaches it to the tracepoint of its section.
+func (t *Tracker) attach(spec *ebpf.CollectionSpec, name string) (*ebpf.Program, error) {
+	program, err := t.load(spec, name)
+	if err != nil {
+		return nil, err
+	}
+	attached, err := link.AttachTracing(link.TracingOptions{Program: program})
+	if err != nil {
+		return nil, err
+	}
+	t.closers = append(t.closers, attached)
+	return program, nil
+}
+
+func (t *Tracker) told(story, mechanism string, programs ...*ebpf.Program) {
+	t.stories = append(t.stories, Story{Name: story, Mechanism: mechanism, Programs: programs})
+}
+
+func (t *Tracker) untold(reason error, stories ...string) {
+	for _, story := range stories {
+		t.stories = append(t.stories, Story{Name: story, Mechanism: mechanismNone, Reason: reason.Error()})
+	}
+}
+
+// What the tracepoint tells truly of how long a socket was in a state: FIN_WAIT2
+// ends early where a time-wait mini-socket takes over, a passive SYN_RECV was
+// a request before, and CLOSE is no state of a connection.
+var observed = tcpstate.MaskOf(tcpstate.SynSent, tcpstate.Established, tcpstate.FinWait1,
+	tcpstate.CloseWait, tcpstate.LastAck, tcpstate.Closing, tcpstate.Listen)
+
+func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
+	var edges [16][16]uint8
+	for i, transition := range tcpstate.Transitions {
+		if transition.Sight != tcpstate.Never {
+			edges[transition.From][transition.To] = uint8(i) + 1
+		}
+	}
+	states := tcpstate.Mask(0)
+	if t.opts.StateSeconds {
+		states = observed
+	}
+	destroyed, destroyError := t.attach(spec, "socket_destroyed")
+	for name, value := range map[string]any{
+		"edges": edges, "observed": uint32(states), "per_namespace": boolean(t.opts.PerNamespace),
+		"destroy_is_traced": boolean(destroyError == nil),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			t.untold(fmt.Errorf("set %s: %w", name, err), StoryTransitions, StoryStateSeconds, StoryConnects)
+			return
+		}
+	}
+	changed, err := t.attach(spec, "state_changed")
+	if err != nil {
+		untimed, untimedError := t.attach(spec, "state_changed_untimed")
+		if untimedError != nil {
+			t.untold(untimedError, StoryTransitions)
+		} else {
+			t.told(StoryTransitions, mechanismTPBTF, untimed)
+		}
+		t.untold(fmt.Errorf("needs Linux 5.12 or newer: %w", err), StoryStateSeconds, StoryConnects)
+		return
+	}
+	programs := []*ebpf.Program{changed}
+	if destroyed != nil {
+		programs = append(programs, destroyed)
+	}
+	t.told(StoryTransitions, mechanismTPBTF, changed)
+	t.told(StoryConnects, mechanismTPBTF, programs...)
+	if t.opts.StateSeconds {
+		t.told(StoryStateSeconds, mechanismTPBTF, programs...)
+	} else {
+		t.untold(errTurnedOff, StoryStateSeconds)
+	}
+}
+
+var errTurnedOff = errors.New("turned off")
+
+func boolean(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (t *Tracker) attachArrivals(spec *ebpf.CollectionSpec) {
+	tell := func(story, program, needs string) {
+		attached, err := t.attach(spec, program)
+		if err != nil {
+			t.untold(fmt.Errorf("needs %s: %w", needs, err), story)
+			return
+		}
+		t.told(story, mechanismTPBTF, attached)
+	}
+	if t.Tells(StoryConnects) {
+		tell(StoryConnections, "connection_arrived", "Linux 6.3 or newer")
+	} else {
+		t.untold(errors.New("needs the changes of state"), StoryConnections)
+	}
+	tell(StorySynackRetransmits, "synack_retransmitted", "Linux 5.12 or newer")
+	var reasons *btf.Enum
+	if err := t.kernel.TypeByName("skb_drop_reason", &reasons); err == nil {
+		i := slices.IndexFunc(reasons.Values, func(v btf.EnumValue) bool { return v.Name == "SKB_DROP_REASON_TCP_LISTEN_OVERFLOW" })
+		if i >= 0 && spec.Variables["listen_overflow"].Set(uint32(reasons.Values[i].Value)) == nil {
+			tell(StoryIgnoredACKs, "final_ack_refused", "Linux 6.17 or newer")
+			return
+		}
+	}
+	t.untold(errors.New("needs Linux 6.17 or newer (drop reason TCP_LISTEN_OVERFLOW)"), StoryIgnoredACKs)
+}
+
+// Tells tells whether a story is told.
+func (t *Tracker) Tells(story string) bool {
+	return slices.ContainsFunc(t.stories, func(s Story) bool { return s.Name == story && s.Told() })
+}
+
+func (t *Tracker) attachResets(spec *ebpf.CollectionSpec) {
+	if arguments(t.kernel, "tcp_send_reset") >= 3 {
+		t.reasons = resetReasons(t.kernel)
+	}
+	err := spec.Variables["has_reason"].Set(boolean(t.reasons != nil))
+	for _, story := range []struct{ name, program string }{
+		{StoryResetsSent, "reset_sent"}, {StoryResetsReceived, "reset_received"},
+	} {
+		var attached *ebpf.Program
+		if err == nil {
+			attached, err = t.attach(spec, story.program)
+		}
+		if err != nil {
+			t.untold(err, story.name)
+			continue
+		}
+		t.told(story.name, mechanismTPBTF, attached)
+	}
+}
+
+// arguments is how many a tracepoint hands over on this kernel.
+func arguments(kernel *btf.Spec, tracepoint string) int {
+	var pointer *btf.Typedef
+	if err := kernel.TypeByName("btf_trace_"+tracepoint, &pointer); err != nil {
+		return 0
+	}
+	if p, ok := pointer.Type.(*btf.Pointer); ok {
+		if f, ok := p.Target.(*btf.FuncProto); ok {
+			return len(f.Params) - 1 // the first is the tracer's own
+		}
+	}
+	return 0
+}
+
+// resetReasons are the names of enum sk_rst_reason, "tcp_flags" for
+// SK_RST_REASON_TCP_FLAGS.
+func resetReasons(kernel *btf.Spec) []string {
+	var enum *btf.Enum
+	if err := kernel.TypeByName("sk_rst_reason", &enum); err != nil {
+		return nil
+	}
+	var names []string
+	for _, v := range enum.Values {
+		name := strings.ToLower(strings.TrimPrefix(v.Name, "SK_RST_REASON_"))
+		if v.Value < 256 && name != "max" {
+			names = append(names, make([]string, max(0, int(v.Value)+1-len(names)))...)
+			names[v.Value] = name
+		}
+	}
+	return names
+}
+
+// Stories are all that the tracker knows of, told or not.
+func (t *Tracker) Stories() []Story { return t.stories }
+
+// Close detaches everything.
+func (t *Tracker) Close() error {
+	var err error
+	for _, c := range slices.Backward(t.closers) {
+		err = errors.Join(err, c.Close())
+	}
+	for _, m := range t.maps {
+		err = errors.Join(err, m.Close())
+	}
+	return err
+}

@@ -1,0 +1,352 @@
+package tracker
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"sockq/probes/tcpstate"
+)
+
+// read is the memory of the reads.
+type read struct {
+	keys       []uint64
+	counts     []arrivalsListenerCounts
+	listeners  []Listener
+	events     []statesEvent
+	eventsN    []uint64
+	ids        []uint64
+	slots      []statesSlot
+	namespaces []Namespace
+	perCPU     []statesNamespaceCounts
+	seconds    []statesStateHistograms
+	states     [tcpstate.Count]Histogram
+}
+
+// The kinds of events (enum event_kind).
+const (
+	eventUnexpected = iota
+	eventConnectFailed
+	eventResetSent
+	eventResetReceived
+)
+
+// inodeBit marks the id of a namespace that is an inode number (namespace_id).
+const inodeBit = 1 << 47
+
+// unspecified is a RST's reason where the kernel gives none.
+const unspecified = "unspecified"
+
+// batch reads a whole hash map, at most as many entries as it may have.
+func batch[K, V any](m *ebpf.Map, keys []K, values []V) ([]K, []V, error) {
+	const chunk = 1024
+	if cap(keys) == 0 {
+		keys, values = make([]K, 0, chunk), make([]V, 0, chunk)
+	}
+	keys, values = keys[:0], values[:0]
+	var cursor ebpf.MapBatchCursor
+	for size := chunk; ; {
+		have := len(keys)
+		keys, values = extend(keys, size), extend(values, size)
+		n, err := m.BatchLookup(&cursor, keys[have:], values[have:], nil)
+		keys, values = keys[:have+n], values[:have+n]
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return keys, values, nil
+		case errors.Is(err, unix.ENOSPC): // a hash chain longer than the chunk
+			size *= 2
+		case err != nil:
+			return nil, nil, err
+		}
+	}
+}
+
+// extend makes room for n more.
+func extend[T any](s []T, n int) []T {
+	if cap(s)-len(s) < n {
+		s = append(make([]T, 0, 2*cap(s)+n), s...)
+	}
+	return s[:len(s)+n]
+}
+
+func monotonic() (time.Duration, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("read monotonic clock: %w", err)
+	}
+	return time.Duration(now.Nano()), nil
+}
+
+// Listeners reads what happened at all listening sockets, also those that are
+// gone and were not taken yet. The result is valid until the next call.
+func (t *Tracker) Listeners() (_ []Listener, err error) {
+	now, err := monotonic()
+	if err != nil {
+		return nil, err
+	}
+	t.keys, t.counts, err = batch(t.maps["listeners"], t.keys, t.counts)
+	if err != nil {
+		return nil, fmt.Errorf("read listeners: %w", err)
+	}
+	t.read.listeners = t.read.listeners[:0]
+	for i := range t.keys {
+		t.read.listeners = append(t.read.listeners, t.counts[i].listener(t.keys[i], now))
+	}
+	return t.read.listeners, nil
+}
+
+// Take removes what happened at a listening socket and returns it; false if there
+// is no such entry. What happens there afterwards makes a new one, from 0.
+func (t *Tracker) Take(key uint64) (Listener, bool, error) {
+	now, err := monotonic()
+	if err != nil {
+		return Listener{}, false, err
+	}
+	var counts arrivalsListenerCounts
+	m := t.maps["listeners"]
+	err = m.LookupAndDelete(key, &counts)
+	if errors.Is(err, ebpf.ErrNotSupported) { // before 5.14
+		if err = m.Lookup(key, &counts); err == nil {
+			err = m.Delete(key)
+		}
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return Listener{}, false, nil
+	case err != nil:
+		return Listener{}, false, fmt.Errorf("take listener: %w", err)
+	}
+	return counts.listener(key, now), true, nil
+}
+
+func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listener {
+	l := Listener{
+		Key:       key,
+		Namespace: NamespaceID{Cookie: c.Namespace, Inode: c.Inum},
+		Interface: uint32(c.Ifindex),
+
+		Connections: c.Connections, Accepts: c.Accepts, SynackRetransmits: c.SynackRetransmits,
+		Drops: c.Drops, LastAccept: time.Duration(c.LastAccept),
+		Backlog: c.Backlog, BacklogKnown: c.BacklogKnown != 0,
+	}
+	raw := *(*[16]byte)(unsafe.Pointer(&c.Address))
+	if c.Family == unix.AF_INET6 {
+		l.Address = netip.AddrPortFrom(netip.AddrFrom16(raw), c.Port)
+	} else {
+		l.Address = netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[:4])), c.Port)
+	}
+	minute := uint64(now / time.Minute)
+	for i := range c.Peak {
+		if c.Peak[i]>>32+1 >= minute {
+			l.Peak = max(l.Peak, uint64(uint32(c.Peak[i])))
+			l.PeakRatio = max(l.PeakRatio, float64(uint32(c.PeakRatio[i]))/(1<<16))
+		}
+	}
+	copyHistogram(&l.AcceptWait, &c.AcceptWait.Buckets, c.AcceptWait.Sum)
+	return l
+}
+
+func copyHistogram(h *Histogram, buckets *[Buckets]uint64, sum uint64) {
+	for i, n := range buckets {
+		h.Buckets[i] += n
+	}
+	h.Sum += time.Duration(sum)
+}
+
+// Namespaces reads what happened in all namespaces. The result is valid until
+// the next call.
+func (t *Tracker) Namespaces() (_ []Namespace, err error) {
+	t.ids, t.slots, err = batch(t.maps["slots"], t.ids, t.slots)
+	if err != nil {
+		return nil, fmt.Errorf("read namespaces: %w", err)
+	}
+	clear(t.read.namespaces)
+	t.read.namespaces = t.read.namespaces[:0]
+	places := make(map[uint64]int, len(t.ids)+1)
+	other := -1
+	add := func(n Namespace, slot uint32) (int, error) {
+		if err := t.addCounts(&n, slot); err != nil {
+			return 0, err
+		}
+		t.read.namespaces = append(t.read.namespaces, n)
+		return len(t.read.namespaces) - 1, nil
+	}
+	for i, id := range t.ids {
+		if slot := t.slots[i]; slot.Number != 0 {
+			if places[id], err = add(Namespace{ID: namespaceID(id, slot.Inum)}, slot.Number); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if other < 0 {
+			if other, err = add(Namespace{Other: true}, 0); err != nil {
+				return nil, err
+			}
+		}
+		places[id] = other
+	}
+	t.events, t.eventsN, err = batch(t.maps["events"], t.events, t.eventsN)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	for i, e := range t.events {
+		if place, ok := places[e.Namespace]; ok { // else its slot was given back
+			t.addEvent(&t.read.namespaces[place], e, t.eventsN[i])
+		}
+	}
+	return t.read.namespaces, nil
+}
+
+func namespaceID(id uint64, inode uint32) NamespaceID {
+	if id&inodeBit != 0 {
+		id = 0
+	}
+	return NamespaceID{Cookie: id, Inode: inode}
+}
+
+func (id NamespaceID) key() uint64 {
+	if id.Cookie == 0 {
+		return inodeBit | uint64(id.Inode)
+	}
+	return id.Cookie
+}
+
+func (t *Tracker) addCounts(n *Namespace, slot uint32) error {
+	if err := t.maps["namespaces"].Lookup(slot, &t.perCPU); err != nil {
+		return fmt.Errorf("read counts of namespace: %w", err)
+	}
+	for i := range t.perCPU {
+		c := &t.perCPU[i]
+		for e, v := range c.Edges {
+			n.Transitions[e] += v
+		}
+		copyHistogram(&n.Connects, &c.Connects.Buckets, c.Connects.Sum)
+	}
+	if !t.opts.PerNamespace {
+		return nil
+	}
+	n.States = new([tcpstate.Count]Histogram)
+	return t.addSeconds(n.States, slot)
+}
+
+func (t *Tracker) addSeconds(states *[tcpstate.Count]Histogram, slot uint32) error {
+	if err := t.maps["state_seconds"].Lookup(slot, &t.seconds); err != nil {
+		return fmt.Errorf("read times in states: %w", err)
+	}
+	for i := range t.seconds {
+		for s := range states {
+			h := &t.seconds[i].States[s]
+			copyHistogram(&states[s], &h.Buckets, h.Sum)
+		}
+	}
+	return nil
+}
+
+func (t *Tracker) addEvent(n *Namespace, e statesEvent, count uint64) {
+	switch e.Kind {
+	case eventUnexpected:
+		if n.Unexpected == nil {
+			n.Unexpected = make(map[tcpstate.Edge]uint64)
+		}
+		n.Unexpected[tcpstate.Edge{From: tcpstate.State(e.Detail >> 8), To: tcpstate.State(e.Detail)}] += count
+	case eventConnectFailed:
+		if e.Detail < uint32(ConnectErrors) {
+			n.ConnectFailures[e.Detail] += count
+		}
+	case eventResetSent:
+		if n.ResetsSent == nil {
+			n.ResetsSent = make(map[string]uint64)
+		}
+		n.ResetsSent[t.resetReason(e.Detail)] += count
+	case eventResetReceived:
+		n.ResetsReceived += count
+	}
+}
+
+func (t *Tracker) resetReason(number uint32) string {
+	if int(number) < len(t.reasons) && t.reasons[number] != "" {
+		return t.reasons[number]
+	}
+	return unspecified
+}
+
+// StatesPerNamespace tells whether each Namespace has times of its own.
+func (t *Tracker) StatesPerNamespace() bool { return t.opts.PerNamespace }
+
+// StateSeconds reads the times spent in each state on the whole node; nil if they
+// are not measured, or by namespace.
+func (t *Tracker) StateSeconds() (*[tcpstate.Count]Histogram, error) {
+	if t.opts.PerNamespace || !t.Tells(StoryStateSeconds) {
+		return nil, nil
+	}
+	states := new([tcpstate.Count]Histogram)
+	if err := t.addSeconds(states, 0); err != nil {
+		return nil, err
+	}
+	return states, nil
+}
+
+// Forget removes what happened in a namespace that is gone.
+func (t *Tracker) Forget(id NamespaceID) error {
+	var slot statesSlot
+	switch err := t.maps["slots"].Lookup(id.key(), &slot); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+	case err != nil:
+		return fmt.Errorf("find namespace: %w", err)
+	default:
+		if err := t.maps["slots"].Delete(id.key()); err != nil {
+			return fmt.Errorf("forget namespace: %w", err)
+		}
+		if slot.Number == 0 {
+			break
+		}
+		clear(t.perCPU)
+		if err := t.maps["namespaces"].Put(slot.Number, t.perCPU); err != nil {
+			return fmt.Errorf("clear counts of namespace: %w", err)
+		}
+		if t.opts.PerNamespace {
+			clear(t.seconds)
+			if err := t.maps["state_seconds"].Put(slot.Number, t.seconds); err != nil {
+				return fmt.Errorf("clear times in states: %w", err)
+			}
+		}
+		if err := t.maps["free_slots"].Put(nil, slot.Number); err != nil {
+			return fmt.Errorf("give back slot: %w", err)
+		}
+	}
+	for i := range t.events {
+		if t.events[i].Namespace != id.key() {
+			continue
+		}
+		if err := t.maps["events"].Delete(t.events[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget events: %w", err)
+		}
+	}
+	return nil
+}
+
+// lostNames are what was lost, by enum lost.
+var lostNames = [...]string{
+	"tracked_sockets", "tracked_namespaces", "tracked_listeners", "tracked_events", "tracked_accepts",
+}
+
+// Lost counts what found no place.
+func (t *Tracker) Lost() (map[string]uint64, error) {
+	lost := make(map[string]uint64, len(lostNames))
+	var perCPU []uint64
+	for what, name := range lostNames {
+		if err := t.maps["lost"].Lookup(uint32(what), &perCPU); err != nil {
+			return nil, fmt.Errorf("read what was lost: %w", err)
+		}
+		lost[name] = 0
+		for _, n := range perCPU {
+			lost[name] += n
+		}
+	}
+	return lost, nil
+}

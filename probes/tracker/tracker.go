@@ -1,0 +1,130 @@
+package tracker
+
+import (
+	"math"
+	"net/netip"
+	"time"
+
+	"sockq/probes/tcpstate"
+)
+
+// Buckets is how many buckets a Histogram has (HISTOGRAM_BUCKETS).
+const Buckets = 45
+
+// minExponent is that of the first bucket's bound: 2^-20 s is about 1 µs.
+const minExponent = -20
+
+// Histogram counts durations in buckets whose upper bounds are powers of two of
+// a second: bucket i holds those of at most 2^Exponent(i) s and more than half
+// of that, the first all below, too, the last all above, too.
+type Histogram struct {
+	Buckets [Buckets]uint64 // not cumulative
+	Sum     time.Duration
+}
+
+// Exponent is that of bucket i's upper bound, 2^Exponent(i) s.
+func Exponent(i int) int { return minExponent + i }
+
+// Bound is the upper bound of bucket i in seconds.
+func Bound(i int) float64 { return math.Ldexp(1, Exponent(i)) }
+
+// Count is how many durations were counted.
+func (h *Histogram) Count() (n uint64) {
+	for _, b := range h.Buckets {
+		n += b
+	}
+	return n
+}
+
+// AddSince adds what now counted beyond before.
+func (h *Histogram) AddSince(now, before *Histogram) {
+	for i := range h.Buckets {
+		h.Buckets[i] += now.Buckets[i] - before.Buckets[i]
+	}
+	h.Sum += now.Sum - before.Sum
+}
+
+// ConnectError is why a connect() came to nothing.
+type ConnectError uint8
+
+// The errors, with the names that sockq gives them (CONNECT_* in tracker.h).
+const (
+	ConnectRefused ConnectError = iota
+	ConnectTimeout
+	ConnectHostUnreachable
+	ConnectNetUnreachable
+	ConnectReset
+	ConnectNoPorts
+	ConnectClosed // by the application, before there was an answer
+	ConnectOther
+	ConnectErrors // how many there are
+)
+
+// ConnectErrorNames are their names in metrics.
+var ConnectErrorNames = [ConnectErrors]string{
+	"refused", "timeout", "host_unreachable", "net_unreachable", "reset", "no_ports", "closed", "other",
+}
+
+// DropReason is why a listener refused a connection or a handshake.
+type DropReason uint8
+
+// The reasons (DROP_* in tracker.h). Tier C knows only the first two.
+const (
+	DropAcceptQueueFullACK   DropReason = iota // the final ACK was ignored
+	DropAcceptQueueFullReset                   // the final ACK was answered with a RST
+	DropReasons                                // how many there are
+)
+
+// DropReasonNames are their names in metrics.
+var DropReasonNames = [DropReasons]string{"accept_queue_full_ack", "accept_queue_full_reset"}
+
+// NamespaceID is a network namespace: its cookie (0 before Linux 5.15) and its
+// inode number.
+type NamespaceID struct {
+	Cookie uint64
+	Inode  uint32
+}
+
+// Namespace is what happened in a network namespace since the tracker began to
+// look, or since the namespace began.
+type Namespace struct {
+	ID NamespaceID
+	// Other tells that it is the sum of those that found no place.
+	Other bool
+	// Transitions counts edges by their tcpstate.Index.
+	Transitions [tcpstate.MaxEdges]uint64
+	// Unexpected counts the edges that Linux does not take.
+	Unexpected map[tcpstate.Edge]uint64
+	// Connects are the times from SYN_SENT to ESTABLISHED.
+	Connects        Histogram
+	ConnectFailures [ConnectErrors]uint64
+	ResetsSent      map[string]uint64 // by reason, "unspecified" where the kernel gives none
+	ResetsReceived  uint64
+	// States are the times spent in each state; nil unless Options.PerNamespace.
+	States *[tcpstate.Count]Histogram
+}
+
+// Listener is what happened at one listening socket.
+type Listener struct {
+	// Key is the socket's cookie, or its address in the kernel where it had
+	// no cookie.
+	Key       uint64
+	Namespace NamespaceID
+	Address   netip.AddrPort
+	Interface uint32 // index of the device that it is bound to, 0 for none
+
+	Connections       uint64 // handshakes completed into the accept queue
+	Accepts           uint64 // connections that accept() returned
+	SynackRetransmits uint64
+	Drops             [DropReasons]uint64
+	LastAccept        time.Duration // on the monotonic clock; 0: never
+	AcceptWait        Histogram
+	// Backlog is the last argument of listen(); BacklogKnown that there was one.
+	Backlog      int32
+	BacklogKnown bool
+	// Peak is the accept queue's highest length at an arrival in this minute
+	// of the monotonic clock and the one before; PeakRatio is the highest
+	// length / (limit + 1).
+	Peak      uint64
+	PeakRatio float64
+}
