@@ -16,13 +16,15 @@ const unseenReads = 3
 // arrival is what the tracker counted at one listening socket, as far as it was
 // added to a set.
 type arrival struct {
-	set  *set
-	seen tracker.Listener // what was added
-	live bool
+	set    *set             // nil: no sample has met the socket
+	seen   tracker.Listener // what was added
+	live   bool
+	sweeps int // in which there was no such socket
 	// The queue holds what was there before the tracker, and the connections
 	// since, less the accepts since.
 	first       int64 // what was there before, at least
 	firstKnown  bool
+	lastListen  time.Duration
 	connections uint64 // before the queue was looked at
 	accepts     uint64
 	unseen      int // reads in a row that lack accepts
@@ -64,8 +66,15 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		if s == nil {
 			s = l.sockets[e.Key] // known by its address
 		}
-		a.live = s != nil
-		l.place(a, s, e)
+		if a.live = s != nil; a.live {
+			a.sweeps = 0
+		}
+		if s != nil && s.set != nil {
+			a.set = s.set
+		}
+		if a.set == nil { // the next sample finds the socket, or it departs
+			continue
+		}
 		a.add(e, clock)
 		a.set.trackedPeak = max(a.set.trackedPeak, e.Peak)
 		a.set.trackedPeakRatio = max(a.set.trackedPeakRatio, e.PeakRatio)
@@ -83,42 +92,39 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 	if a == nil {
 		a = new(arrival)
 	}
-	l.place(a, nil, e)
+	delete(l.arrivals, e.Key)
+	if a.set == nil {
+		a.set = l.place(e)
+	}
+	if a.set == nil {
+		return
+	}
 	a.add(e, clock)
 	a.set.peak[0] = max(a.set.peak[0], e.Peak)
 	a.set.peakRatio[0] = max(a.set.peakRatio[0], e.PeakRatio)
-	delete(l.arrivals, e.Key)
 }
 
-// place finds the set: that of the socket, or that of its labels, where it came
-// and went between two samples. What happened in a namespace that is gone before
-// anybody saw the socket is nobody's.
-func (l *ledger) place(a *arrival, s *socket, e *tracker.Listener) {
-	if s != nil && s.set != nil {
-		a.set = s.set
-		return
-	}
-	if a.set != nil {
-		return
-	}
+// place finds the set of a socket that came and went between two samples, by its
+// labels; nil where its namespace went, too.
+func (l *ledger) place(e *tracker.Listener) *set {
 	r := census.Listener{Inode: e.Namespace.Inode, NetnsCookie: e.Namespace.Cookie, Address: e.Address}
 	if e.Interface != 0 {
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}
 	if !l.exists(r.Inode, r.NetnsCookie) {
-		a.set = &set{removed: true}
-		return
+		return nil
 	}
 	brief := &socket{listener: r}
 	l.assign(brief, &r)
-	a.set = brief.set
-	if a.set.sample == 0 && a.set.vanished.IsZero() { // nobody was there at a sample
-		a.set.vanished = l.last
-		if a.set.own {
+	found := brief.set
+	l.leave(brief)
+	if found.sample == 0 && found.vanished.IsZero() { // nobody was there at a sample
+		found.vanished = l.last
+		if found.own {
 			l.waiting++
 		}
 	}
-	l.leave(brief)
+	return found
 }
 
 // add adds what happened since the last time.
@@ -136,7 +142,8 @@ func (a *arrival) add(e *tracker.Listener, clock func(time.Duration) time.Time) 
 			s.LastAccept = at
 		}
 	}
-	if e.BacklogKnown {
+	if e.LastListen > s.lastListen {
+		s.lastListen = e.LastListen
 		s.BacklogRequested, s.BacklogRequestedKnown = int64(e.Backlog), true
 	}
 	a.seen = *e
@@ -147,12 +154,11 @@ func (a *arrival) add(e *tracker.Listener, clock func(time.Duration) time.Time) 
 // so that no connection on its way is taken for one.
 func (a *arrival) balance(s *socket, e *tracker.Listener) {
 	length := int64(s.listener.AcceptQueue)
-	if !a.firstKnown {
-		a.firstKnown = true
-		if s.before {
-			a.first = max(0, length+int64(a.accepts)-int64(e.Connections))
-		}
+	if !a.firstKnown && s.before || e.LastListen != a.lastListen && a.firstKnown {
+		// After a shutdown() it listens again with an empty queue.
+		a.first = length + int64(a.accepts) - int64(e.Connections)
 	}
+	a.firstKnown, a.lastListen = true, e.LastListen
 	if a.first+int64(a.connections)-int64(e.Accepts) > length {
 		a.unseen = min(a.unseen+1, math.MaxInt32)
 	} else {
@@ -160,10 +166,14 @@ func (a *arrival) balance(s *socket, e *tracker.Listener) {
 	}
 }
 
-// gone are the sockets that the tracker counted at and that listen no more.
+// gone are the sockets that the tracker counted at and that listen no more. One
+// that no sample has met may be of a namespace that is looked at later.
 func (l *ledger) gone() (keys []uint64) {
 	for key, a := range l.arrivals {
-		if a.set != nil && !a.live {
+		if a.live {
+			continue
+		}
+		if a.sweeps++; a.set != nil || a.sweeps >= missedSweeps {
 			keys = append(keys, key)
 		}
 	}

@@ -78,7 +78,7 @@ type set struct {
 	trackedPeakRatio float64
 	// Accepts are missing in the last read; acceptsUnseen: they are for good.
 	unseen, acceptsUnseen bool
-	removed               bool // not in the ledger
+	lastListen            time.Duration
 }
 
 // knowledge is what the tracker can tell of listeners.
@@ -335,7 +335,6 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 }
 
 func (l *ledger) remove(s *set) {
-	s.removed = true
 	delete(l.sets, labels{s.Namespace, s.Address})
 	if s.own {
 		l.owned--

@@ -87,6 +87,11 @@ func TestScenariosWithoutBPF(t *testing.T) {
 		played++
 		t.Run(sc.Name, func(t *testing.T) {
 			ns, want := sc.Hold(t, scenario.IPv6)
+			for i := range want.Listeners {
+				if want.Listeners[i].SynQueue > 0 { // SYN-ACKs are sent again meanwhile
+					want.Listeners[i].Took = nil
+				}
+			}
 			link := filepath.Join(dir, sc.Name)
 			if err := os.Symlink(ns.Path(), link); err != nil {
 				t.Fatal(err)
@@ -154,7 +159,7 @@ func compare(t *testing.T, p *Probes, ns *scenario.Namespace, want scenario.Expe
 	}
 	problems = append(problems, compareListeners(p.walk != nil, listeners, want)...)
 	problems = append(problems, compareHappened(n, want.Happened)...)
-	problems = append(problems, compareTook(listeners, want.Listeners)...)
+	problems = append(problems, compareTook(p, listeners, want.Listeners)...)
 	if os.Getenv("SOCKQ_TEST_GUEST") != "" { // a kernel guest has no file but the tests
 		return problems
 	}
@@ -277,7 +282,7 @@ func compareHappened(n *Namespace, want *scenario.Happened) (problems []string) 
 
 // compareTook does the same for listeners, where the scenario says it of all
 // sockets of an address.
-func compareTook(got map[string]Listener, want []scenario.Listener) (problems []string) {
+func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (problems []string) {
 	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	took := make(map[string]*scenario.Took)
 	for _, l := range want {
@@ -300,6 +305,7 @@ func compareTook(got map[string]Listener, want []scenario.Listener) (problems []
 		sum.IgnoredACKs += l.Took.IgnoredACKs
 		sum.ResetACKs += l.Took.ResetACKs
 		sum.Requested = l.Took.Requested
+		sum.ShortPeak = max(sum.ShortPeak, l.Took.ShortPeak)
 	}
 	for address, w := range took {
 		g, ok := got[address]
@@ -321,8 +327,14 @@ func compareTook(got map[string]Listener, want []scenario.Listener) (problems []
 		if !g.RetransmitsKnown || g.SynackRetransmits != w.SynackRetransmits {
 			add("%s sent %d SYN-ACKs again (known: %v), want %d", address, g.SynackRetransmits, g.RetransmitsKnown, w.SynackRetransmits)
 		}
+		if !p.tracked.tracker.Tells(tracker.StoryIgnoredACKs) { // before 6.17
+			w.IgnoredACKs, w.ResetACKs = 0, 0
+		}
 		if ignored, reset := g.Drops[tracker.DropAcceptQueueFullACK], g.Drops[tracker.DropAcceptQueueFullReset]; ignored != w.IgnoredACKs || reset != w.ResetACKs {
 			add("%s ignored %d final ACKs and reset %d, want %d and %d", address, ignored, reset, w.IgnoredACKs, w.ResetACKs)
+		}
+		if g.Peak < w.ShortPeak {
+			add("the peak of %s is %d, want %d", address, g.Peak, w.ShortPeak)
 		}
 		if !g.BacklogRequestedKnown || g.BacklogRequested != int64(w.Requested) {
 			add("%s: listen(%d) (known: %v), want listen(%d)", address, g.BacklogRequested, g.BacklogRequestedKnown, w.Requested)

@@ -35,7 +35,11 @@ func openTracked(opts tracker.Options) (*tracked, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tracked{tracker: t, namespaces: make(map[tracker.NamespaceID]*trackedNamespace)}, nil
+	joined := &tracked{tracker: t, namespaces: make(map[tracker.NamespaceID]*trackedNamespace)}
+	if opts.PerNamespace {
+		joined.other.States = new([tcpstate.Count]tracker.Histogram)
+	}
+	return joined, nil
 }
 
 func (t *tracked) ofListeners() knowledge {
@@ -214,7 +218,7 @@ func addSince(sum, now, before *tracker.Namespace) {
 		return
 	}
 	// A Snapshot that was handed out keeps the old one.
-	states := *cmp.Or(sum.States, new([tcpstate.Count]tracker.Histogram))
+	states := *sum.States
 	earlier := cmp.Or(before.States, new([tcpstate.Count]tracker.Histogram))
 	for i := range states {
 		states[i].AddSince(&now.States[i], &earlier[i])

@@ -46,15 +46,15 @@ func loadEmpty(count int, spec ebpf.ProgramSpec, attachOne func(int, *ebpf.Progr
 	return e, nil
 }
 
-// loadEmptyStates loads programs for inet_sock_set_state.
-func loadEmptyStates(count int) (*emptyPrograms, error) {
-	return loadEmpty(count, ebpf.ProgramSpec{Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state"},
+// loadEmptyStates loads one for inet_sock_set_state.
+func loadEmptyStates() (*emptyPrograms, error) {
+	return loadEmpty(1, ebpf.ProgramSpec{Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state"},
 		func(_ int, p *ebpf.Program) (link.Link, error) {
 			return link.AttachTracing(link.TracingOptions{Program: p})
 		})
 }
 
-// loadEmptyExits loads programs for the exits of system calls.
+// loadEmptyExits loads those for the exits of system calls.
 func loadEmptyExits(calls ...string) (*emptyPrograms, error) {
 	return loadEmpty(len(calls), ebpf.ProgramSpec{Type: ebpf.TracePoint},
 		func(i int, p *ebpf.Program) (link.Link, error) {

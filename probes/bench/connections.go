@@ -30,23 +30,13 @@ func openConnections(n *namespace) (*connections, error) {
 		if err := os.WriteFile("/proc/sys/net/ipv4/tcp_max_tw_buckets", []byte("0"), 0); err != nil {
 			return err
 		}
-		fd, err := tcpSocket()
+		listener, err := openListener(unix.SockaddrInet4{Port: 7, Addr: c.to.Addr})
 		if err != nil {
 			return err
 		}
-		c.listener = uintptr(fd)
-		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 7, Addr: c.to.Addr}); err != nil {
-			return fmt.Errorf("bind: %w", err)
-		}
-		if err := unix.Listen(fd, 128); err != nil {
-			return err
-		}
-		twin, err := tcpSocket()
-		if err != nil {
-			return err
-		}
-		c.twin = uintptr(twin)
-		return unix.Bind(twin, &unix.SockaddrInet4{Port: 8, Addr: c.to.Addr})
+		twin, err := openListener(unix.SockaddrInet4{Port: 8, Addr: c.to.Addr})
+		c.listener, c.twin = uintptr(listener), uintptr(twin)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listen for connections: %w", err)
@@ -54,7 +44,10 @@ func openConnections(n *namespace) (*connections, error) {
 	return c, nil
 }
 
-func (c *connections) close() { unix.Close(int(c.listener)) }
+func (c *connections) close() {
+	unix.Close(int(c.listener))
+	unix.Close(int(c.twin))
+}
 
 // make makes connections one after the other. The client closes first, the
 // server at once after it.
@@ -107,14 +100,14 @@ func (c *connections) connect(client uintptr, reset bool) error {
 	return nil
 }
 
-// listen makes the listener's twin listen and stop: little work for two
+// listen makes the listener's twin stop and listen again: little work for two
 // transitions.
 func (c *connections) listen(count int) error {
 	for range count {
-		if _, _, errno := unix.RawSyscall(unix.SYS_LISTEN, c.twin, 1, 0); errno != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, c.twin, unix.SHUT_RD, 0); errno != 0 {
 			return errno
 		}
-		if _, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, c.twin, unix.SHUT_RD, 0); errno != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_LISTEN, c.twin, 1, 0); errno != 0 {
 			return errno
 		}
 	}

@@ -83,37 +83,32 @@ func (b *bench) batch(w *work) (took float64, err error) {
 	if err := b.ctx.Err(); err != nil {
 		return 0, err
 	}
-	if err := w.n.do(func() error { return pinned(func() error { return w.do(w.warm()) }) }); err != nil {
-		return 0, err
-	}
-	before, err := w.n.heldTime()
-	if err != nil {
-		return 0, err
-	}
-	var thread time.Duration
 	err = w.n.do(func() error {
 		return pinned(func() error {
-			start, err := threadTime()
+			if err := w.do(w.warm()); err != nil {
+				return err
+			}
+			before, err := w.n.usedTime()
 			if err != nil {
 				return err
 			}
 			if err := w.do(w.count); err != nil {
 				return err
 			}
-			end, err := threadTime()
-			thread = end - start
+			after, err := w.n.usedTime()
+			took = float64(after-before) / float64(w.count)
 			return err
 		})
 	})
+	return took, err
+}
+
+// usedTime is the CPU time of the calling thread and of the namespace's processes.
+func (n *namespace) usedTime() (time.Duration, error) {
+	total, err := threadTime()
 	if err != nil {
 		return 0, err
 	}
-	after, err := w.n.heldTime()
-	return float64(thread+after-before) / float64(w.count), err
-}
-
-// heldTime is the CPU time of the namespace's processes.
-func (n *namespace) heldTime() (total time.Duration, err error) {
 	for _, cmd := range n.held {
 		t, err := processTime(cmd.Process.Pid)
 		if err != nil {

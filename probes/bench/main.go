@@ -1,6 +1,6 @@
 // Command bench measures what sockq costs, beside what others cost for the same
 // answer, and writes the table into README.md. It needs root, 8 GB of memory
-// and some ten minutes:
+// and a quarter of an hour:
 //
 //	go run ./probes/bench
 //
@@ -86,13 +86,13 @@ var (
 	full = sizes{
 		small: 100_000, large: 1_000_000, fewListeners: 1000, manyListeners: 10_000,
 		namespaces: 100, socketsOfAll: 200_000, idleListeners: 100, idleSockets: 10_000,
-		eventRounds: 30, eventBatch: 500, calls: 200_000,
+		eventRounds: 100, eventBatch: 500, calls: 200_000,
 		idleWindows: 6, idleWindow: 10 * time.Second, scrapeWindow: 2 * time.Second, settle: 20 * time.Second,
 	}
 	small = sizes{
 		small: 10_000, large: 20_000, fewListeners: 100, manyListeners: 1000,
 		namespaces: 10, socketsOfAll: 20_000, idleListeners: 10, idleSockets: 1000,
-		eventRounds: 3, eventBatch: 200, calls: 20_000,
+		eventRounds: 3, eventBatch: 100, calls: 20_000,
 		idleWindows: 2, idleWindow: 2 * time.Second, scrapeWindow: time.Second, settle: 6 * time.Second,
 	}
 )

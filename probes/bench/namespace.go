@@ -218,7 +218,9 @@ func hold(args []string) error {
 	case "connect":
 		err = holdConnections(unix.SockaddrInet4{Port: 7, Addr: [4]byte{127, 0, 1, byte(block)}}, count)
 	case "listen":
-		err = holdListeners([4]byte{127, 0, 2, byte(block)}, count)
+		err = holdListeners([4]byte{127, 0, 2, byte(block)}, count, listenOn)
+	case "accept":
+		err = holdListeners([4]byte{127, 0, 2, byte(block)}, count, acceptOn)
 	default:
 		err = fmt.Errorf("hold-sockets %s: unknown", args[0])
 	}
@@ -253,9 +255,9 @@ func holdConnections(to unix.SockaddrInet4, count int) error {
 	return nil
 }
 
-func holdListeners(address [4]byte, count int) error {
+func holdListeners(address [4]byte, count int, listen func(unix.SockaddrInet4) error) error {
 	for i := range count {
-		if err := listenOn(unix.SockaddrInet4{Port: 2000 + i, Addr: address}); err != nil {
+		if err := listen(unix.SockaddrInet4{Port: 2000 + i, Addr: address}); err != nil {
 			return fmt.Errorf("listener %d: %w", i, err)
 		}
 	}
@@ -263,14 +265,47 @@ func holdListeners(address [4]byte, count int) error {
 }
 
 func listenOn(address unix.SockaddrInet4) error {
+	_, err := openListener(address)
+	return err
+}
+
+func openListener(address unix.SockaddrInet4) (int, error) {
 	fd, err := tcpSocket()
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Bind(fd, &address); err != nil {
+		return -1, fmt.Errorf("bind: %w", err)
+	}
+	return fd, unix.Listen(fd, 65535)
+}
+
+// acceptOn listens and accepts some connections, one longer in the queue than the
+// other, so that waits are in several buckets.
+func acceptOn(address unix.SockaddrInet4) error {
+	listener, err := openListener(address)
 	if err != nil {
 		return err
 	}
-	if err := unix.Bind(fd, &address); err != nil {
-		return fmt.Errorf("bind: %w", err)
+	const connections = 8
+	for range connections {
+		client, err := tcpSocket()
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(client, &address); err != nil {
+			return err
+		}
+		defer unix.Close(client)
 	}
-	return unix.Listen(fd, 65535)
+	for range connections {
+		server, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(server)
+	}
+	return nil
 }
 
 func tcpSocket() (int, error) {

@@ -50,13 +50,50 @@ func programIDs(pids ...int) (map[ebpf.ProgramID]bool, error) {
 	return found, nil
 }
 
-// openPrograms opens the programs of this process and of the namespace's.
-func (n *namespace) openPrograms() (programs []*program, err error) {
+// ownPrograms are those of this process and of the namespace's.
+func (n *namespace) ownPrograms() (map[ebpf.ProgramID]bool, error) {
 	pids := []int{os.Getpid()}
 	for _, cmd := range n.held {
 		pids = append(pids, cmd.Process.Pid)
 	}
-	ids, err := programIDs(pids...)
+	return programIDs(pids...)
+}
+
+// strangers are the names of other programs that look at events, or could: what
+// they cost is in all that is measured.
+func (n *namespace) strangers() (map[string]bool, error) {
+	own, err := n.ownPrograms()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool)
+	for id := ebpf.ProgramID(0); ; {
+		if id, err = ebpf.ProgramGetNextID(id); err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				err = nil
+			}
+			return names, err
+		}
+		if own[id] {
+			continue
+		}
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil { // gone
+			continue
+		}
+		info, err := p.Info()
+		if err == nil && slices.Contains(eventTypes, p.Type()) {
+			names["`"+info.Name+"`"] = true
+		}
+		p.Close()
+	}
+}
+
+var eventTypes = []ebpf.ProgramType{ebpf.Tracing, ebpf.RawTracepoint, ebpf.RawTracepointWritable, ebpf.TracePoint, ebpf.Kprobe}
+
+// openPrograms opens the own ones.
+func (n *namespace) openPrograms() (programs []*program, err error) {
+	ids, err := n.ownPrograms()
 	if err != nil {
 		return nil, err
 	}

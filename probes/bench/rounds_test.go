@@ -39,6 +39,31 @@ func TestMean(t *testing.T) {
 	}
 }
 
+func TestQuantile(t *testing.T) {
+	for _, c := range []struct {
+		values  samples
+		q, want float64
+	}{
+		{nil, 0.5, 0},
+		{samples{4}, 0.25, 4},
+		{samples{5, 1, 3, 2, 4}, 0.25, 2},
+		{samples{5, 1, 3, 2, 4}, 0.75, 4},
+		{samples{1, 2}, 0.25, 1.25},
+		{samples{2, 1}, 1, 2},
+		{samples{2, 1}, 0, 1},
+	} {
+		if got := c.values.quantile(c.q); got != c.want {
+			t.Errorf("quantile %v of %v is %v, want %v", c.q, c.values, got, c.want)
+		}
+	}
+	if got, want := (samples{-500, 1000, 250}).in(1000).quartiles(" µs"), "0.250 µs (quartiles −0.125 to 0.625)"; got != want {
+		t.Errorf("quartiles are %q, want %q", got, want)
+	}
+	if got := (samples{}).quartiles(" µs"); got != "–" {
+		t.Errorf("quartiles of nothing are %q", got)
+	}
+}
+
 func TestSpread(t *testing.T) {
 	for want, values := range map[string]samples{
 		"–":                  nil,
@@ -53,7 +78,7 @@ func TestSpread(t *testing.T) {
 
 func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{
-		0: "0.00", 0.0314: "0.031", 0.9994: "0.999", 0.9996: "1.00", 9.994: "9.99", 9.996: "10.0", 99.94: "99.9", 99.96: "100", 2808.4: "2808",
+		0: "0.00", 0.0314: "0.031", 0.9994: "0.999", 0.9996: "1.00", 9.994: "9.99", 9.996: "10.0", 99.94: "99.9", 99.96: "100", 2808.4: "2808", -0.5: "−0.500",
 	} {
 		if got := number(v); got != want {
 			t.Errorf("number(%v) = %q, want %q", v, got, want)

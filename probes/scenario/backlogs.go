@@ -25,10 +25,16 @@ var backlogs = []Scenario{
 				States: States{
 					tcpstate.Listen: 1, tcpstate.Established: 12, tcpstate.SynSent: 4,
 				},
-				Listeners:   []Listener{{Address: l.Addr(), AcceptQueue: 6, Limit: 5, Drops: 4}},
+				Listeners: []Listener{{
+					Address: l.Addr(), AcceptQueue: 6, Limit: 5, Drops: 4,
+					Took: &Took{Connections: 6, Requested: 5},
+				}},
 				Outbound:    Queues{SendBytes: 4, SendMaxBytes: 1}, // their SYNs
 				Events:      map[string]uint64{"ListenOverflows": 4, "ListenDrops": 4},
 				Retransmits: true,
+				Happened: new(Happened).
+					took(1, tcpstate.Close, tcpstate.Listen).
+					inbound(6).outbound(6).took(4, tcpstate.Close, tcpstate.SynSent),
 			}
 			s.Check(want)
 		},
@@ -46,8 +52,12 @@ var backlogs = []Scenario{
 			s.Check(Expect{
 				States: States{tcpstate.Listen: 1, tcpstate.Established: 2, tcpstate.SynRecv: 1},
 				// sk_drops counts an ignored ACK twice.
-				Listeners: []Listener{{Address: l.Addr(), AcceptQueue: 2, Limit: 1, SynQueue: 1, Drops: 2}},
-				Events:    map[string]uint64{"ListenOverflows": 1, "ListenDrops": 1},
+				Listeners: []Listener{{
+					Address: l.Addr(), AcceptQueue: 2, Limit: 1, SynQueue: 1, Drops: 2,
+					Took: &Took{Connections: 2, IgnoredACKs: 1, Requested: 1},
+				}},
+				Events:   map[string]uint64{"ListenOverflows": 1, "ListenDrops": 1},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen).inbound(2),
 			})
 		},
 	},
@@ -59,8 +69,12 @@ var backlogs = []Scenario{
 				s.Connect(l.Addr())
 			}
 			want := Expect{
-				States:    States{tcpstate.Listen: 1, tcpstate.Established: 66},
-				Listeners: []Listener{{Address: l.Addr(), AcceptQueue: 33, Limit: 64}},
+				States: States{tcpstate.Listen: 1, tcpstate.Established: 66},
+				Listeners: []Listener{{
+					Address: l.Addr(), AcceptQueue: 33, Limit: 64,
+					Took: &Took{Connections: 33, Requested: 64},
+				}},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen).inbound(33).outbound(33),
 			}
 			s.Settle(want)
 			time.Sleep(300 * time.Millisecond) // the burst's length, not a wait for something
@@ -69,6 +83,7 @@ var backlogs = []Scenario{
 			}
 			want.Listeners[0].AcceptQueue = 0
 			want.Listeners[0].Peak = 33
+			want.Listeners[0].Took.Accepts = 33
 			s.Check(want)
 		},
 	},
@@ -76,7 +91,7 @@ var backlogs = []Scenario{
 		Name: "second_listen", About: "listen() again with another backlog changes the limit and leaves the queue",
 		Play: func(s *Stage) {
 			l := s.Listen(5)
-			want := s.listening(l)
+			want := s.story(l)
 			s.Check(want)
 
 			l.Listen(10)
@@ -85,10 +100,13 @@ var backlogs = []Scenario{
 			}
 			want.States[tcpstate.Established] = 11
 			want.Listeners[0].Limit, want.Listeners[0].AcceptQueue = 10, 11
+			want.Listeners[0].Took = &Took{Connections: 11, Requested: 10}
+			want.Happened.inbound(11)
 			s.Check(want)
 
 			l.Listen(2)
 			want.Listeners[0].Limit = 2
+			want.Listeners[0].Took.Requested = 2
 			s.Check(want)
 		},
 	},
@@ -100,10 +118,13 @@ var backlogs = []Scenario{
 				s.Fatal(err)
 			}
 			minusOne, above, below := s.Listen(-1), s.Listen(somaxconn+1), s.Listen(somaxconn-1)
-			want := s.listening(minusOne, above, below)
+			want := s.story(minusOne, above, below)
 			want.Listeners[0].Limit = uint32(somaxconn)
+			want.Listeners[0].Took.Requested = -1
 			want.Listeners[1].Limit = uint32(somaxconn)
+			want.Listeners[1].Took.Requested = somaxconn + 1
 			want.Listeners[2].Limit = uint32(somaxconn - 1)
+			want.Listeners[2].Took.Requested = somaxconn - 1
 			s.Check(want)
 		},
 	},
@@ -130,8 +151,10 @@ func tenCallers(backlog int) Scenario {
 				States: States{tcpstate.Listen: 1, tcpstate.Established: uint64(fit)},
 				Listeners: []Listener{{
 					Address: l.Addr(), AcceptQueue: uint32(fit), Limit: uint32(backlog), Drops: uint32(refused),
+					Took: &Took{Connections: uint64(fit), Requested: backlog},
 				}},
-				Events: map[string]uint64{"ListenOverflows": refused, "ListenDrops": refused},
+				Events:   map[string]uint64{"ListenOverflows": refused, "ListenDrops": refused},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen).inbound(uint64(fit)),
 			})
 		},
 	}

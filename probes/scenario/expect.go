@@ -46,7 +46,7 @@ type Happened struct {
 	Transitions map[tcpstate.Edge]uint64
 	// ConnectFailures are by error, as sockq_tcp_connect_failures_total has them.
 	ConnectFailures map[string]uint64
-	// ResetsSent are RST segments. Before 6.10 the tracepoint
+	// ResetsSent are RST segments. Through 6.8 the tracepoint
 	// tcp:tcp_send_reset tells only of those that a full socket sends.
 	ResetsSent uint64
 	// ResetsReceived are as the tracepoint tcp:tcp_receive_reset tells them,
@@ -147,10 +147,13 @@ type Took struct {
 	Connections       uint64 // handshakes completed into the accept queue
 	Accepts           uint64 // taken by accept()
 	AcceptsUnseen     bool   // some by io_uring, which no tracepoint shows: Accepts is unknown
-	SynackRetransmits uint64
+	SynackRetransmits uint64 // a lower bound as long as the SYN queue is not empty
 	IgnoredACKs       uint64 // final ACKs that found the accept queue full
 	ResetACKs         uint64 // the same, answered with a RST (tcp_abort_on_overflow)
 	Requested         int    // last argument of listen()
+	// ShortPeak is the length that the accept queue had, too briefly for
+	// samples to see; 0 where the scenario does not say.
+	ShortPeak uint64
 }
 
 // String is the address as sockq's labels have it, "0.0.0.0:80%lo".

@@ -11,11 +11,13 @@ var lifetimes = []Scenario{
 			l := s.Listen(5)
 			s.Peer().Connect(l.Addr())
 			s.Peer().SYN(l.Addr()).AwaitSYNACK()
-			want := s.listening(l)
+			want := s.story(l)
 			want.States[tcpstate.Established] = 1
 			want.States[tcpstate.SynRecv] = 1
 			want.Listeners[0].AcceptQueue = 1
 			want.Listeners[0].SynQueue = 1
+			want.Listeners[0].Took.Connections = 1
+			want.Happened.inbound(1)
 			s.Check(want)
 		},
 	},
@@ -26,7 +28,12 @@ var lifetimes = []Scenario{
 			l := s.Listen(5)
 			timeWaits(s, l)
 			l.Close()
-			s.Check(Expect{States: States{tcpstate.TimeWait: 2, tcpstate.FinWait2: 1}})
+			s.Check(Expect{
+				States: States{tcpstate.TimeWait: 2, tcpstate.FinWait2: 1},
+				Happened: new(Happened).
+					took(1, tcpstate.Close, tcpstate.Listen, tcpstate.Close).
+					inbound(3, tcpstate.FinWait1, tcpstate.FinWait2),
+			})
 		},
 	},
 	{
@@ -35,11 +42,14 @@ var lifetimes = []Scenario{
 			l, other := s.Listen(5), s.Listen(5)
 			s.Peer().Connect(l.Addr())
 			timeWaits(s, other)
-			want := s.listening(l, other)
+			want := s.story(l, other)
 			want.States[tcpstate.Established] = 1
 			want.States[tcpstate.TimeWait] = 2
 			want.States[tcpstate.FinWait2] = 1
 			want.Listeners[0].AcceptQueue = 1
+			want.Listeners[0].Took.Connections = 1
+			want.Listeners[1].Took = &Took{Connections: 3, Accepts: 3, Requested: 5}
+			want.Happened.inbound(1).inbound(3, tcpstate.FinWait1, tcpstate.FinWait2)
 			s.Check(want)
 
 			s.End()

@@ -30,10 +30,11 @@ var listeners = []Scenario{
 			s.Check(Expect{
 				States: States{tcpstate.Listen: 3, tcpstate.Established: 6},
 				Listeners: []Listener{
-					{Address: addr, AcceptQueue: 1, Limit: 5},
-					{Address: addr, AcceptQueue: 2, Limit: 6},
-					{Address: addr, AcceptQueue: 3, Limit: 7},
+					{Address: addr, AcceptQueue: 1, Limit: 5, Took: &Took{Connections: 1, Requested: 5}},
+					{Address: addr, AcceptQueue: 2, Limit: 6, Took: &Took{Connections: 2, Requested: 6}},
+					{Address: addr, AcceptQueue: 3, Limit: 7, Took: &Took{Connections: 3, Requested: 7}},
 				},
+				Happened: new(Happened).took(3, tcpstate.Close, tcpstate.Listen).inbound(6),
 			})
 		},
 	},
@@ -51,9 +52,12 @@ var listeners = []Scenario{
 			s.peer(IPv4).SYN(v4).AwaitSYNACK()
 			s.peer(IPv6).SYN(v6).AwaitSYNACK()
 			want := Expect{
-				States:    States{tcpstate.Listen: 1, tcpstate.Established: 4, tcpstate.SynRecv: 2},
-				Listeners: []Listener{{Address: addr, AcceptQueue: 2, Limit: 5, SynQueue: 2}},
-				Inbound:   Queues{ReceiveBytes: 30, ReceiveMaxBytes: 20},
+				States: States{tcpstate.Listen: 1, tcpstate.Established: 4, tcpstate.SynRecv: 2},
+				Listeners: []Listener{{
+					Address: addr, AcceptQueue: 2, Limit: 5, SynQueue: 2, Took: &Took{Connections: 2, Requested: 5},
+				}},
+				Inbound:  Queues{ReceiveBytes: 30, ReceiveMaxBytes: 20},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen).inbound(2).outbound(2),
 			}
 			s.Check(want)
 
@@ -66,6 +70,8 @@ var listeners = []Scenario{
 			theirs.FIN()
 			want.States[tcpstate.TimeWait] = 1
 			want.Listeners[0].AcceptQueue = 0
+			want.Listeners[0].Took = &Took{Connections: 3, Accepts: 3, Requested: 5}
+			want.Happened.inbound(1, tcpstate.FinWait1, tcpstate.FinWait2)
 			s.Check(want)
 		},
 	},
@@ -85,10 +91,11 @@ var listeners = []Scenario{
 			s.Check(Expect{
 				States: States{tcpstate.Listen: 3, tcpstate.Established: 2},
 				Listeners: []Listener{
-					{Address: first, Device: "lo", AcceptQueue: 2, Limit: 5},
-					{Address: second, Device: "lo", Limit: 6},
-					{Address: second, Limit: 7},
+					{Address: first, Device: "lo", AcceptQueue: 2, Limit: 5, Took: &Took{Connections: 2, Requested: 5}},
+					{Address: second, Device: "lo", Limit: 6, Took: &Took{Requested: 6}},
+					{Address: second, Limit: 7, Took: &Took{Requested: 7}},
 				},
+				Happened: new(Happened).took(3, tcpstate.Close, tcpstate.Listen).inbound(2),
 			})
 		},
 	},
@@ -99,9 +106,12 @@ var listeners = []Scenario{
 			s.Peer().Connect(l.Addr())
 			s.Peer().Connect(l.Addr()).RST()
 			s.Peer().Connect(l.Addr())
-			want := s.listening(l)
+			want := s.story(l)
 			want.States[tcpstate.Established] = 2
 			want.Listeners[0].AcceptQueue = 3
+			want.Listeners[0].Took.Connections = 3
+			want.Happened.inbound(3).took(1, tcpstate.Established, tcpstate.Close)
+			want.Happened.ResetsReceived = 1
 			s.Check(want)
 
 			// accept() still returns it.
@@ -109,6 +119,7 @@ var listeners = []Scenario{
 				l.Accept()
 			}
 			want.Listeners[0].AcceptQueue = 0
+			want.Listeners[0].Took.Accepts = 3
 			s.Check(want)
 		},
 	},

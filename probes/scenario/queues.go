@@ -14,9 +14,11 @@ var queues = []Scenario{
 			server.Write(30)
 			other := s.Connect(l.Addr())
 			other.Write(300) // not even accepted
-			want := s.listening(l)
+			want := s.story(l)
 			want.States[tcpstate.Established] = 4
 			want.Listeners[0].AcceptQueue = 1
+			want.Listeners[0].Took = &Took{Connections: 2, Accepts: 1, Requested: 5}
+			want.Happened.inbound(2).outbound(2)
 			want.Inbound = Queues{ReceiveBytes: 1300, ReceiveMaxBytes: 1000}
 			want.Outbound = Queues{ReceiveBytes: 30, ReceiveMaxBytes: 30}
 			s.Check(want)
@@ -31,6 +33,7 @@ var queues = []Scenario{
 			s.Check(Expect{
 				States:   States{tcpstate.Established: 4},
 				Outbound: Queues{ReceiveBytes: 930, ReceiveMaxBytes: 600},
+				Happened: want.Happened.took(1, tcpstate.Listen, tcpstate.Close),
 			})
 		},
 	},
@@ -47,8 +50,10 @@ var queues = []Scenario{
 			s.Peer().Answer(client)
 			client.Established()
 			client.Write(50)
-			want := s.listening(l)
+			want := s.story(l)
 			want.States[tcpstate.Established] = 2
+			want.Listeners[0].Took = &Took{Connections: 1, Accepts: 1, Requested: 5}
+			want.Happened.inbound(1).outbound(1)
 			want.Inbound = Queues{SendBytes: 700, SendMaxBytes: 700}
 			want.Outbound = Queues{SendBytes: 50, SendMaxBytes: 50}
 			s.Check(want)
@@ -69,8 +74,10 @@ var queues = []Scenario{
 			theirs.Write(500)
 			theirs.FIN()
 			ours.Write(70)
-			want := s.listening(l)
+			want := s.story(l)
 			want.States[tcpstate.CloseWait] = 1
+			want.Listeners[0].Took = &Took{Connections: 1, Accepts: 1, Requested: 5}
+			want.Happened.inbound(1, tcpstate.CloseWait)
 			// The FIN counts as one byte.
 			want.Inbound = Queues{ReceiveBytes: 501, ReceiveMaxBytes: 501, SendBytes: 70, SendMaxBytes: 70}
 			s.Check(want)

@@ -220,5 +220,5 @@ func (n *Namespace) watch() (gone func() bool) {
 // All are the scenarios.
 var All = slices.Concat(
 	states, backlogs, synQueues, listeners, queues, lifetimes,
-	handshakes, closes, connects, resets, []Scenario{Mixed},
+	handshakes, closes, connects, resets, overflows, accepts, []Scenario{Mixed},
 )

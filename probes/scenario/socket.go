@@ -159,7 +159,7 @@ func (k *Socket) err() unix.Errno {
 // CannotConnect calls connect(2), which has to return want at once.
 func (k *Socket) CannotConnect(to netip.AddrPort, want unix.Errno) {
 	k.s.Helper()
-	if err := unix.Connect(k.fd, sockaddr(to)); err != want {
+	if err := unix.Connect(k.fd, sockaddr(to)); !errors.Is(err, want) {
 		k.s.Fatalf("connect %s: %v, want %v", to, err, want)
 	}
 }

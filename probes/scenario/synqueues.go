@@ -14,9 +14,12 @@ var synQueues = []Scenario{
 				s.Peer().SYN(l.Addr())
 			}
 			s.Check(Expect{
-				States:    States{tcpstate.Listen: 1, tcpstate.SynRecv: 9},
-				Listeners: []Listener{{Address: l.Addr(), Limit: 8, SynQueue: 9, Drops: 3}},
-				Events:    map[string]uint64{"TCPReqQFullDrop": 3, "ListenDrops": 3},
+				States: States{tcpstate.Listen: 1, tcpstate.SynRecv: 9},
+				Listeners: []Listener{{
+					Address: l.Addr(), Limit: 8, SynQueue: 9, Drops: 3, Took: &Took{Requested: 8},
+				}},
+				Events:   map[string]uint64{"TCPReqQFullDrop": 3, "ListenDrops": 3},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen),
 			})
 		},
 	},
@@ -30,9 +33,12 @@ var synQueues = []Scenario{
 				s.Peer().SYN(l.Addr())
 			}
 			s.Check(Expect{
-				States:    States{tcpstate.Listen: 1, tcpstate.SynRecv: 13},
-				Listeners: []Listener{{Address: l.Addr(), Limit: 64, SynQueue: 13, Drops: 7}},
-				Events:    map[string]uint64{"ListenDrops": 7},
+				States: States{tcpstate.Listen: 1, tcpstate.SynRecv: 13},
+				Listeners: []Listener{{
+					Address: l.Addr(), Limit: 64, SynQueue: 13, Drops: 7, Took: &Took{Requested: 64},
+				}},
+				Events:   map[string]uint64{"ListenDrops": 7},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen),
 			})
 		},
 	},
@@ -47,8 +53,9 @@ var synQueues = []Scenario{
 			}
 			want := Expect{
 				States:    States{tcpstate.Listen: 1, tcpstate.SynRecv: 9},
-				Listeners: []Listener{{Address: l.Addr(), Limit: 8, SynQueue: 9}},
+				Listeners: []Listener{{Address: l.Addr(), Limit: 8, SynQueue: 9, Took: &Took{Requested: 8}}},
 				Events:    map[string]uint64{"TCPReqQFullDoCookies": 3, "SyncookiesSent": 3},
+				Happened:  new(Happened).took(1, tcpstate.Close, tcpstate.Listen),
 			}
 			s.Check(want)
 
@@ -58,7 +65,9 @@ var synQueues = []Scenario{
 			last.ACK()
 			want.States[tcpstate.Established] = 1
 			want.Listeners[0].AcceptQueue = 1
+			want.Listeners[0].Took.Connections = 1
 			want.Events["SyncookiesRecv"] = 1
+			want.Happened.inbound(1)
 			s.Check(want)
 		},
 	},
@@ -70,7 +79,10 @@ var synQueues = []Scenario{
 				s.Peer().SYN(l.Addr()).AwaitSYNACK()
 			}
 			l.Close()
-			s.Check(Expect{States: States{tcpstate.SynRecv: 3}})
+			s.Check(Expect{
+				States:   States{tcpstate.SynRecv: 3},
+				Happened: new(Happened).took(1, tcpstate.Close, tcpstate.Listen, tcpstate.Close),
+			})
 		},
 	},
 }

@@ -22,8 +22,9 @@ type arrivalsListenerCounts struct {
 	Port              uint16
 	Address           [4]uint32
 	Backlog           int32
-	BacklogKnown      uint32
+	Reserved          uint32
 	_                 [4]byte
+	LastListen        uint64
 	Connections       uint64
 	Accepts           uint64
 	LastAccept        uint64

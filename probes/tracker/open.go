@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 
 	"sockq/probes/tcpstate"
 )
@@ -101,6 +102,10 @@ func Open(opts Options) (_ *Tracker, err error) {
 	}
 	if err := tryTracepoint(); err != nil {
 		return nil, fmt.Errorf("load a tracing program: %w", err)
+	}
+	// Before 5.11 maps count against what a process may lock in memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
 	}
 	specs, err := t.specs()
 	if err != nil {

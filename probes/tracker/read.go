@@ -132,7 +132,7 @@ func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listene
 
 		Connections: c.Connections, Accepts: c.Accepts, SynackRetransmits: c.SynackRetransmits,
 		Drops: c.Drops, LastAccept: time.Duration(c.LastAccept),
-		Backlog: c.Backlog, BacklogKnown: c.BacklogKnown != 0,
+		LastListen: time.Duration(c.LastListen), Backlog: c.Backlog,
 	}
 	raw := *(*[16]byte)(unsafe.Pointer(&c.Address))
 	if c.Family == unix.AF_INET6 {

@@ -119,9 +119,8 @@ type Listener struct {
 	Drops             [DropReasons]uint64
 	LastAccept        time.Duration // on the monotonic clock; 0: never
 	AcceptWait        Histogram
-	// Backlog is the last argument of listen(); BacklogKnown that there was one.
-	Backlog      int32
-	BacklogKnown bool
+	LastListen        time.Duration // the same for listen()
+	Backlog           int32         // argument of the last listen(), if there was any
 	// Peak is the accept queue's highest length at an arrival in this minute
 	// of the monotonic clock and the one before; PeakRatio is the highest
 	// length / (limit + 1).

@@ -84,14 +84,15 @@ static __always_inline struct namespace_counts *
 count_edge(struct sock *sk, struct net *net, __u32 slot, __u32 from, __u32 to, int timed)
 {
 	struct namespace_counts *counts = bpf_map_lookup_elem(&namespaces, &slot);
-	__u32 edge = edges[from & 15][to & 15];
+	__u32 edge = edges[from & 15][to & 15] - 1U;
 
 	if (!counts)
 		return NULL;
-	if (!edge)
+	asm volatile("" : "+r"(edge)); /* the register that is checked is the one that is used */
+	if (edge >= EDGES)
 		count_event(net, EVENT_UNEXPECTED, from << 8 | to);
-	else if (edge <= EDGES && !hides_time_wait(sk, from, to))
-		add(&counts->edges[edge - 1], 1);
+	else if (!hides_time_wait(sk, from, to))
+		add(&counts->edges[edge], 1);
 	if (timed && connect_failed(sk, from, to))
 		count_event(net, EVENT_CONNECT_FAILED, connect_error(sk));
 	return counts;
@@ -142,7 +143,7 @@ static __always_inline void time_state(struct sock *sk, struct cpu *cpu, struct 
 			observe(&counts->connects, spent);
 		if (place->state == from && (observed & 1 << from)) {
 			seconds = bpf_map_lookup_elem(&state_seconds, &key);
-			asm volatile("" : "+r"(from)); /* or the check is moved away */
+			asm volatile("" : "+r"(from)); /* as above */
 			if (seconds && from < TCP_STATES)
 				observe(&seconds->states[from], spent);
 		}

@@ -126,7 +126,7 @@ int listen_returned(struct syscall_exit *call)
 	if (!l)
 		return 0;
 	l->backlog = SECOND_ARGUMENT();
-	l->backlog_known = 1;
+	l->last_listen = bpf_ktime_get_ns();
 	return 0;
 }
 

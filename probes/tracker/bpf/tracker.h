@@ -47,8 +47,9 @@ struct listener_counts {
 	__u16 family;
 	__u16 port;
 	__u32 address[4]; /* network order; IPv4 in the first */
-	__s32 backlog;	  /* last argument of listen() */
-	__u32 backlog_known;
+	__s32 backlog;	     /* last argument of listen() */
+	__u32 reserved;
+	__u64 last_listen;   /* bpf_ktime_get_ns of the return of listen(), 0: never */
 	__u64 connections;
 	__u64 accepts;
 	__u64 last_accept; /* bpf_ktime_get_ns */
