@@ -78,7 +78,7 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		a.add(e, clock)
 		a.set.trackedPeak = max(a.set.trackedPeak, e.Peak)
 		a.set.trackedPeakRatio = max(a.set.trackedPeakRatio, e.PeakRatio)
-		if s != nil {
+		if s != nil && l.knows.accepts {
 			a.balance(s, e)
 			a.set.unseen = a.set.unseen || a.unseen > 0
 			a.set.acceptsUnseen = a.set.acceptsUnseen || a.unseen >= unseenReads

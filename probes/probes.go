@@ -141,6 +141,12 @@ func Open(opts Options) (_ *Probes, err error) {
 	if p.tracked != nil {
 		p.ledger.knows = p.tracked.ofListeners()
 	}
+	if p.walk == nil && p.ledger.knows.accepts {
+		// What sock_diag says of the queues may be a second old.
+		p.ledger.knows.accepts = false
+		i := slices.IndexFunc(p.fixed, func(p Probe) bool { return p.Name == tracker.StoryAccepts })
+		p.fixed[i] = Probe{Name: tracker.StoryAccepts, Mechanism: "none", Reason: "needs the BPF walk: without it nobody could tell that accepts go by unseen (io_uring)"}
+	}
 	if err := p.readNamespaces(true); err != nil {
 		return nil, err
 	}
@@ -150,6 +156,10 @@ func Open(opts Options) (_ *Probes, err error) {
 	return p, nil
 }
 
+// The tracker gives places as namespaces come; some are for those that are gone
+// and not forgotten yet, so that none with a name of its own finds no place.
+const spareNamespaces = 64
+
 // untold are the stories that only trampolines and kprobes can tell.
 var untold = []string{"half_open", "refusals", "time_wait"}
 
@@ -158,7 +168,7 @@ func (p *Probes) openTracker() {
 	p.kernel.Tier = string(tier)
 	if err == nil {
 		p.tracked, err = openTracked(tracker.Options{
-			SysFS: p.opts.SysFS, Namespaces: p.opts.MaxNamespaces,
+			SysFS: p.opts.SysFS, Namespaces: p.opts.MaxNamespaces + spareNamespaces,
 			Syscalls: !p.opts.NoSyscalls, StateSeconds: !p.opts.NoStateSeconds, PerNamespace: p.opts.StatesPerNamespace,
 		})
 	}
@@ -455,6 +465,8 @@ func (p *Probes) sweep() error {
 			}
 			if ok {
 				p.ledger.depart(&l, clock)
+			} else {
+				delete(p.ledger.arrivals, key)
 			}
 		}
 		return p.tracked.sweep(p.registry)
@@ -505,13 +517,15 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 
 	p.mu.Lock()
 	counted, boundKnown := p.counted, p.boundKnown
+	p.mu.Unlock()
+	s.Namespaces = p.registry.snapshot(counted, boundKnown)
+	p.addTracked(s)
+
+	p.mu.Lock()
 	for _, name := range slices.Sorted(maps.Keys(p.sources)) {
 		s.Sources = append(s.Sources, *p.sources[name])
 	}
 	p.mu.Unlock()
-
-	s.Namespaces = p.registry.snapshot(counted, boundKnown)
-	p.addTracked(s)
 	s.Lost["namespaces_over_cap"] = p.registry.over()
 	if p.auditor != nil {
 		p.auditor.report(s)

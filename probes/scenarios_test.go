@@ -87,11 +87,6 @@ func TestScenariosWithoutBPF(t *testing.T) {
 		played++
 		t.Run(sc.Name, func(t *testing.T) {
 			ns, want := sc.Hold(t, scenario.IPv6)
-			for i := range want.Listeners {
-				if want.Listeners[i].SynQueue > 0 { // SYN-ACKs are sent again meanwhile
-					want.Listeners[i].Took = nil
-				}
-			}
 			link := filepath.Join(dir, sc.Name)
 			if err := os.Symlink(ns.Path(), link); err != nil {
 				t.Fatal(err)
@@ -285,7 +280,9 @@ func compareHappened(n *Namespace, want *scenario.Happened) (problems []string) 
 func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (problems []string) {
 	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	took := make(map[string]*scenario.Took)
+	half := make(map[string]bool) // open
 	for _, l := range want {
+		half[l.String()] = half[l.String()] || l.SynQueue > 0
 		if l.Took == nil {
 			took[l.String()] = nil
 			continue
@@ -315,6 +312,9 @@ func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (
 		if !g.ConnectionsKnown || g.Connections != w.Connections {
 			add("%s took %d connections (known: %v), want %d", address, g.Connections, g.ConnectionsKnown, w.Connections)
 		}
+		if p.walk == nil { // nobody could tell that accepts are unseen
+			w.AcceptsUnseen = true
+		}
 		if g.AcceptsKnown == w.AcceptsUnseen || g.AcceptsKnown && g.Accepts != w.Accepts {
 			add("%s accepted %d (known: %v), want %d (unseen: %v)", address, g.Accepts, g.AcceptsKnown, w.Accepts, w.AcceptsUnseen)
 		}
@@ -324,7 +324,11 @@ func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (
 		if g.LastAccept.IsZero() != (!g.AcceptsKnown || w.Accepts == 0) {
 			add("%s: last accept at %v after %d", address, g.LastAccept, w.Accepts)
 		}
-		if !g.RetransmitsKnown || g.SynackRetransmits != w.SynackRetransmits {
+		again := g.SynackRetransmits
+		if half[address] { // they go on being sent again
+			again = min(again, w.SynackRetransmits)
+		}
+		if !g.RetransmitsKnown || again != w.SynackRetransmits {
 			add("%s sent %d SYN-ACKs again (known: %v), want %d", address, g.SynackRetransmits, g.RetransmitsKnown, w.SynackRetransmits)
 		}
 		if !p.tracked.tracker.Tells(tracker.StoryIgnoredACKs) { // before 6.17

@@ -26,7 +26,7 @@ import (
 // Options say what to track.
 type Options struct {
 	SysFS      string // default /sys
-	Namespaces int    // how many have counters of their own; default 300
+	Namespaces int    // how many have counters of their own, at most 4,000; default 300
 	// Syscalls attaches to the returns of listen(), accept() and connect().
 	Syscalls bool
 	// StateSeconds measures the time in each state, of each namespace if
@@ -34,6 +34,9 @@ type Options struct {
 	StateSeconds bool
 	PerNamespace bool
 }
+
+// maxNamespaces bounds Options.Namespaces: all have to fit into the map of slots.
+const maxNamespaces = 4000
 
 // The stories that the tracker can tell, as sockq_probe_attached names them.
 const (
@@ -90,7 +93,7 @@ type Tracker struct {
 // nothing can be attached at all.
 func Open(opts Options) (_ *Tracker, err error) {
 	opts.SysFS = cmp.Or(opts.SysFS, "/sys")
-	opts.Namespaces = cmp.Or(opts.Namespaces, 300)
+	opts.Namespaces = min(cmp.Or(opts.Namespaces, 300), maxNamespaces)
 	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map)}
 	defer func() {
 		if err != nil {
