@@ -77,14 +77,14 @@ func (c *connections) one(reset bool) error {
 	if err == nil {
 		server, _, errno = unix.RawSyscall6(unix.SYS_ACCEPT4, c.listener, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
 	}
-	unix.RawSyscall(unix.SYS_CLOSE, client, 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, client, 0, 0)
 	if err != nil {
 		return err
 	}
 	if errno != 0 {
 		return errno
 	}
-	unix.RawSyscall(unix.SYS_CLOSE, server, 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, server, 0, 0)
 	return nil
 }
 

@@ -25,7 +25,6 @@ type read struct {
 	namespaces []Namespace
 	perCPU     []statesNamespaceCounts
 	seconds    []statesStateHistograms
-	states     [tcpstate.Count]Histogram
 }
 
 // The kinds of events (enum event_kind).
@@ -93,11 +92,11 @@ func (t *Tracker) Listeners() (_ []Listener, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read listeners: %w", err)
 	}
-	t.read.listeners = t.read.listeners[:0]
+	t.listeners = t.listeners[:0]
 	for i := range t.keys {
-		t.read.listeners = append(t.read.listeners, t.counts[i].listener(t.keys[i], now))
+		t.listeners = append(t.listeners, t.counts[i].listener(t.keys[i], now))
 	}
-	return t.read.listeners, nil
+	return t.listeners, nil
 }
 
 // Take removes what happened at a listening socket and returns it; false if there
@@ -165,16 +164,16 @@ func (t *Tracker) Namespaces() (_ []Namespace, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read namespaces: %w", err)
 	}
-	clear(t.read.namespaces)
-	t.read.namespaces = t.read.namespaces[:0]
+	clear(t.namespaces)
+	t.namespaces = t.namespaces[:0]
 	places := make(map[uint64]int, len(t.ids)+1)
 	other := -1
 	add := func(n Namespace, slot uint32) (int, error) {
 		if err := t.addCounts(&n, slot); err != nil {
 			return 0, err
 		}
-		t.read.namespaces = append(t.read.namespaces, n)
-		return len(t.read.namespaces) - 1, nil
+		t.namespaces = append(t.namespaces, n)
+		return len(t.namespaces) - 1, nil
 	}
 	for i, id := range t.ids {
 		if slot := t.slots[i]; slot.Number != 0 {
@@ -196,10 +195,10 @@ func (t *Tracker) Namespaces() (_ []Namespace, err error) {
 	}
 	for i, e := range t.events {
 		if place, ok := places[e.Namespace]; ok { // else its slot was given back
-			t.addEvent(&t.read.namespaces[place], e, t.eventsN[i])
+			t.addEvent(&t.namespaces[place], e, t.eventsN[i])
 		}
 	}
-	return t.read.namespaces, nil
+	return t.namespaces, nil
 }
 
 func namespaceID(id uint64, inode uint32) NamespaceID {
