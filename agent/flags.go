@@ -42,7 +42,8 @@ Run it without any flag, then look:
 
 Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
 
-    CAP_BPF + CAP_PERFMON   all sockets of all namespaces
+    CAP_BPF + CAP_PERFMON   all sockets of all namespaces and their events
+    CAP_DAC_READ_SEARCH     what system calls return (--tracker.syscalls)
     CAP_SYS_ADMIN           the audit of namespaces other than sockq's own
     CAP_SYS_PTRACE          also of those that have no name, only a process
 
@@ -88,7 +89,7 @@ func addFlags(app *kingpin.Application) *config {
 
 	durationFlag(app, "census.interval", "Time between two counts of all sockets. A count reads every socket of the node, so that half the interval is twice the CPU time.",
 		"5s", &opts.CensusInterval, time.Second, 0)
-	durationFlag(app, "listener.interval", "Time between two looks at the listeners' queues. What is shorter can be missed in peaks and in the time at full.",
+	durationFlag(app, "listener.interval", "Time between two looks at the listeners' queues. What is shorter can be missed in SYN queue peaks and in the time at full; accept queue peaks are seen at each arrival from Linux 6.3.",
 		"100ms", &opts.ListenerInterval, 10*time.Millisecond, 10*time.Second)
 	app.Flag("audit.budget", "Share of one CPU that sockq may use to compare its counts with the kernel's own (sockq_audit_difference), 0 for no audit.").
 		Default(strconv.FormatFloat(probes.DefaultAuditBudget, 'g', -1, 64)).SetValue(value{"audit.budget", "a number from 0 to 1, such as 0.0005", func(s string) bool {
@@ -100,6 +101,12 @@ func addFlags(app *kingpin.Application) *config {
 		"1000", &opts.MaxListeners, 1, 1_000_000)
 	intFlag(app, "max-namespaces", "Most network namespaces with series of their own; the rest is summed under netns=\"other\".",
 		"300", &opts.MaxNamespaces, 1, 1_000_000)
+	app.Flag("tracker.syscalls", "Read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
+		Default("true").SetValue((*inverted)(&opts.NoSyscalls))
+	app.Flag("states.seconds", "Measure how long sockets stay in each state (sockq_tcp_state_seconds). --no-states.seconds makes each change of state a little cheaper.").
+		Default("true").SetValue((*inverted)(&opts.NoStateSeconds))
+	app.Flag("states.per-netns", "Measure it for each network namespace, not for the node as a whole. Each gets up to 7 histograms of its own; --max-namespaces bounds them.").
+		BoolVar(&opts.StatesPerNamespace)
 	app.Flag("bpf-stats", "Let the kernel measure sockq's BPF programs (sockq_probe_run_seconds_total). It slows every BPF program of the node a little and needs CAP_SYS_ADMIN.").
 		BoolVar(&opts.BPFStats)
 	app.Flag("census.mechanism", "How to count sockets, for tests: auto, bpf_walk or sock_diag.").
@@ -142,6 +149,21 @@ func (v value) Set(s string) error {
 
 func (v value) String() string { return "" }
 
+// inverted is the value of a flag that turns something on, kept in an option that
+// turns it off.
+type inverted bool
+
+func (i *inverted) Set(s string) error {
+	on, err := strconv.ParseBool(s)
+	*i = inverted(!on)
+	return err
+}
+
+func (i *inverted) String() string { return strconv.FormatBool(!bool(*i)) }
+
+// IsBoolFlag lets kingpin take --no-NAME, and --NAME without a value.
+func (i *inverted) IsBoolFlag() bool { return true }
+
 // durationFlag adds a time of least to most, without an upper bound if most is 0.
 func durationFlag(app *kingpin.Application, name, help, def string, p *time.Duration, least, most time.Duration) {
 	want := fmt.Sprintf("a time of %v or more, such as %s", least, def)
@@ -169,8 +191,11 @@ func orList(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// check finds what only the node can tell to be wrong.
+// check finds what no flag can tell of itself, and what only the node can tell.
 func (c *config) check() error {
+	if c.probes.StatesPerNamespace && c.probes.NoStateSeconds {
+		return errors.New("--states.per-netns: --no-states.seconds leaves nothing to measure; give one of the two")
+	}
 	if err := checkTelemetryPath(c.telemetryPath); err != nil {
 		return err
 	}

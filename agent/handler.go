@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,13 +50,75 @@ func say(w http.ResponseWriter, text string) { _, _ = io.WriteString(w, text+"\n
 
 func metrics(n node, logger *slog.Logger) http.Handler {
 	registry := collectors.NewRegistry()
-	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerForTransactional(
+	return promhttp.InstrumentMetricHandler(registry, compressed(promhttp.HandlerForTransactional(
 		prometheus.NewMultiTRegistry(collectors.New(n), prometheus.ToTransactionalGatherer(registry)),
 		promhttp.HandlerOpts{
-			ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelError),
-			Registry: registry,
+			ErrorLog:           slog.NewLogLogger(logger.Handler(), slog.LevelError),
+			Registry:           registry,
+			DisableCompression: true,
 		},
-	))
+	)))
+}
+
+// compressed compresses for clients that take gzip, at the speed that costs least:
+// promhttp's own compression takes more than twice the CPU time for a tenth less.
+func compressed(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Vary", "Accept-Encoding")
+		if !takesGzip(r) {
+			h.ServeHTTP(w, r)
+			return
+		}
+		packer := packers.Get().(*gzip.Writer)
+		defer packers.Put(packer)
+		packer.Reset(w)
+		w.Header().Set("Content-Encoding", "gzip")
+		p := packed{ResponseWriter: w, packer: packer}
+		h.ServeHTTP(&p, r)
+		if !p.failed {
+			_ = packer.Close() // an error is the client's, who is gone
+		}
+	})
+}
+
+// takesGzip tells whether the client accepts gzip (RFC 9110, section 12.5.3).
+func takesGzip(r *http.Request) bool {
+	for _, header := range r.Header.Values("Accept-Encoding") {
+		for coding := range strings.SplitSeq(header, ",") {
+			name, weight, weighed := strings.Cut(coding, ";")
+			q, err := strconv.ParseFloat(strings.TrimPrefix(strings.TrimSpace(weight), "q="), 64)
+			if strings.TrimSpace(name) == "gzip" && (!weighed || err == nil && q > 0) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+var packers = sync.Pool{New: func() any {
+	packer, _ := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed)
+	return packer
+}}
+
+// packed is a response that is compressed on its way, unless it tells of an error.
+type packed struct {
+	http.ResponseWriter
+	packer *gzip.Writer
+	failed bool
+}
+
+func (p *packed) WriteHeader(status int) {
+	if p.failed = status != http.StatusOK; p.failed {
+		p.Header().Del("Content-Encoding")
+	}
+	p.ResponseWriter.WriteHeader(status)
+}
+
+func (p *packed) Write(b []byte) (int, error) {
+	if p.failed {
+		return p.ResponseWriter.Write(b)
+	}
+	return p.packer.Write(b)
 }
 
 // secured tells browsers to take a page for what it is and nothing more.

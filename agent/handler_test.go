@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,12 +21,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
 
 	"sockq/probes"
 	"sockq/probes/census"
 	"sockq/probes/tcpstate"
+	"sockq/probes/tracker"
 )
 
 // fakeNode is a node without a kernel.
@@ -93,25 +93,39 @@ func fullSnapshot() *probes.Snapshot {
 		host.Sysctls[i] = -1
 	}
 	host.Sysctls[census.SysctlSomaxconn] = 4096
-	other := probes.Namespace{Name: probes.Other, SocketsKnown: true}
+	track(&host)
+	other := probes.Namespace{Name: probes.Other, SocketsKnown: true, StateSeconds: new([tcpstate.Count]tracker.Histogram)}
 	other.Queues[census.Outbound].ReceiveMaxBytes = 99
+	// Nothing is known of it.
+	young := probes.Namespace{Name: "new", Inode: 7, StateDifference: 5, Connects: took(2), ResetsReceived: 1}
+	young.Transitions[0], young.ConnectFailures[0], young.ResetsSent = 1, 1, map[string]uint64{"tcp_flags": 1}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	seconds := new([tcpstate.Count]tracker.Histogram)
+	seconds[tcpstate.SynSent] = took(1, 0, 14)
 	return &probes.Snapshot{
+		StateSeconds: seconds,
+
 		Time: at, Kernel: probes.Kernel{Release: "6.18.44", Tier: "C"},
-		Namespaces: []probes.Namespace{host, {Name: "new", Inode: 7, StateDifference: 5}, other},
+		Namespaces: []probes.Namespace{host, young, other},
 		Listeners: []probes.Listener{
 			{
 				ID: 1, Namespace: "host", Inode: 4026531840, Address: "[::]:80", Live: true, Sockets: 2,
 				AcceptQueue: 3, AcceptQueueLimit: 8, FillRatio: 0.25, Peak: 5, PeakRatio: 0.5, FullSeconds: 1.5, ConnectionSeconds: 2.5,
 				SynQueueKnown: true, SynQueue: 6, SynPeak: 7, SynQueueLimit: 8, SynLimitKnown: true, SocketDrops: 9,
+				ConnectionsKnown: true, Connections: 10, AcceptsKnown: true, Accepts: 7, LastAccept: at.Add(-time.Second),
+				AcceptWaitKnown: true, AcceptWait: took(0, 0, 18, 19, 20, tracker.Buckets-1), RetransmitsKnown: true, SynackRetransmits: 11,
+				Drops: [tracker.DropReasons]uint64{0, 12}, BacklogRequestedKnown: true, BacklogRequested: 9999,
 			},
 			{ID: 2, Namespace: "host", Inode: 4026531840, Address: "[::]:81", Sockets: 4, AcceptQueue: 1, AcceptQueueLimit: 1, FillRatio: 1,
-				Peak: 5, SynQueueKnown: true, SynQueue: 1, SynPeak: 4, SynQueueLimit: 1, SynLimitKnown: true, SocketDrops: 9},
-			{ID: 3, Namespace: "new", Inode: 7, Address: "[::]:82", Live: true, Sockets: 1, SynQueue: 1, SynPeak: 1, SynQueueLimit: 1},
+				Peak: 5, SynQueueKnown: true, SynQueue: 1, SynPeak: 4, SynQueueLimit: 1, SynLimitKnown: true, SocketDrops: 9,
+				ConnectionsKnown: true, AcceptsKnown: true, AcceptWaitKnown: true, RetransmitsKnown: true, BacklogRequestedKnown: true, BacklogRequested: 5},
+			{ID: 3, Namespace: "new", Inode: 7, Address: "[::]:82", Live: true, Sockets: 1, SynQueue: 1, SynPeak: 1, SynQueueLimit: 1,
+				Connections: 1, Accepts: 1, LastAccept: at, AcceptWait: took(1), SynackRetransmits: 1, BacklogRequested: 1},
 		},
 		Probes: []probes.Probe{
-			{Name: "census", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 2, RunTime: time.Second},
-			{Name: "tracker", Mechanism: "none", Reason: "not in <this> version"},
+			{Name: "sockets", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 2, RunTime: time.Second, MissesKnown: true},
+			{Name: "accepts", Mechanism: "none", Reason: "not in <this> version"},
+			{Name: "backlog", Mechanism: "none", Reason: "not in <this> version"},
 		},
 		Sources: []probes.SourceStatus{
 			{Name: "sockets", Up: true, Duration: 250 * time.Millisecond, LastSuccess: at},
@@ -120,6 +134,33 @@ func fullSnapshot() *probes.Snapshot {
 		Audits: []probes.Audit{{Check: "states", Checks: 4, Skipped: 1}},
 		Lost:   map[string]uint64{"listener": 0},
 	}
+}
+
+// track is what the tracker counted in a namespace.
+func track(n *probes.Namespace) {
+	n.TransitionsKnown, n.ConnectsKnown, n.ResetsSentKnown, n.ResetsReceivedKnown = true, true, true, true
+	for _, e := range []tcpstate.Edge{
+		{From: tcpstate.Close, To: tcpstate.SynSent}, {From: tcpstate.Close, To: tcpstate.Listen}, {From: tcpstate.LastAck, To: tcpstate.Close},
+	} {
+		i, _ := tcpstate.Index(e)
+		n.Transitions[i] = uint64(100 + i)
+	}
+	n.Unexpected = map[tcpstate.Edge]uint64{{From: tcpstate.Listen, To: tcpstate.SynSent}: 1}
+	n.Connects = took(3, 4, 4)
+	n.ConnectFailures[tracker.ConnectRefused] = 3
+	n.ResetsSent = map[string]uint64{"tcp_flags": 2, "no_socket": 0}
+	n.ResetsReceived = 4
+	n.StateSeconds = new([tcpstate.Count]tracker.Histogram)
+	n.StateSeconds[tcpstate.Established] = took(30)
+}
+
+// took are durations, one in each of the buckets, that took 2.5 s together.
+func took(buckets ...int) (h tracker.Histogram) {
+	for _, b := range buckets {
+		h.Buckets[b]++
+	}
+	h.Sum = 2500 * time.Millisecond
+	return h
 }
 
 var silent = slog.New(slog.DiscardHandler)
@@ -225,11 +266,20 @@ func TestLandingPageSaysWhatIsMissing(t *testing.T) {
 	got := request(testHandler(newFakeNode()), "GET", "/").Body.String()
 	for _, want := range []string{
 		"Kernel 6.18.44, tier C.",
-		"<tr><td>census</td><td>bpf_walk</td><td></td></tr>",
-		"<tr><td>tracker</td><td>not attached</td><td>not in &lt;this&gt; version</td></tr>",
+		"<tr><td>sockets</td><td>sockets by state, bytes in their queues</td><td>bpf_walk</td><td></td></tr>",
+		"<tr><td>accepts</td><td>accepts, and how long connections waited for them</td><td>not attached</td><td>not in &lt;this&gt; version</td></tr>",
+		"<tr><td>backlog</td><td>what listen() asked for</td><td>not attached</td><td>as above</td></tr>",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in %s", want, got)
+		}
+	}
+}
+
+func TestEachStoryIsExplained(t *testing.T) {
+	for _, name := range tracker.StoryNames {
+		if tells[name] == "" {
+			t.Errorf("the page does not say what %s tells", name)
 		}
 	}
 }
@@ -419,23 +469,71 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 // Prometheus may ask for protobuf; the families are made for it too.
 func TestProtobuf(t *testing.T) {
 	req := httptest.NewRequest("GET", "/metrics", nil)
-	req.Header.Set("Accept", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited")
+	req.Header.Set("Accept", protobuf)
 	w := httptest.NewRecorder()
 	testHandler(newFakeNode()).ServeHTTP(w, req)
-	dec := expfmt.NewDecoder(w.Body, expfmt.ResponseFormat(w.Header()))
-	states := 0
-	for {
-		var f dto.MetricFamily
-		if err := dec.Decode(&f); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if f.GetName() == "sockq_tcp_sockets" {
-			states = len(f.Metric)
-		}
+	all, err := families(w.Body, w.Header())
+	if err != nil {
+		t.Fatal(err)
 	}
+	states := len(all["sockq_tcp_sockets"].GetMetric())
 	if want := 2*len(tcpstate.All) - 1; states != want { // other has no CLOSE
 		t.Errorf("%d series of states, want %d", states, want)
+	}
+}
+
+// A compressed page is the same page; who does not want it gets it plain, and an
+// error is plain.
+func TestCompression(t *testing.T) {
+	node := newFakeNode()
+	h := newHandler(node, &config{telemetryPath: "/metrics", maxRequests: 8}, silent)
+	fetch := func(accept ...string) *http.Response {
+		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		r.Header["Accept-Encoding"] = accept
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Result()
+	}
+	listeners := func(r io.Reader) (lines []string) {
+		page, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(page)) {
+			if strings.HasPrefix(line, "sockq_listener_") {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	plain := listeners(fetch().Body)
+	if len(plain) == 0 {
+		t.Fatal("no listener on the page")
+	}
+	for accept, packed := range map[string]bool{
+		"gzip": true, "deflate, gzip;q=0.5": true, "br,gzip": true, "gzip; q=0.05": true,
+		"": false, "identity": false, "gzip;q=0": false, "gzip; q=0.000": false, "gzip;q=x": false, "gzipped": false,
+	} {
+		answer := fetch(accept)
+		if got := answer.Header.Get("Content-Encoding") == "gzip"; got != packed {
+			t.Errorf("%q: compressed: %v, want %v", accept, got, packed)
+			continue
+		}
+		var body io.Reader = answer.Body
+		if packed {
+			var err error
+			if body, err = gzip.NewReader(body); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := cmp.Diff(plain, listeners(body)); d != "" {
+			t.Errorf("%q: %s", accept, d)
+		}
+	}
+	node.snapErr = errors.New("boom")
+	answer := fetch("gzip")
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusInternalServerError || answer.Header.Get("Content-Encoding") != "" || !strings.Contains(string(text), "boom") {
+		t.Errorf("an error is %d %q %q, %v", answer.StatusCode, answer.Header, text, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/common/version"
 
 	"sockq/probes"
+	"sockq/probes/tracker"
 )
 
 // The names of probes and their reasons come from the kernel and the file
@@ -36,12 +37,12 @@ th, td { text-align: left; vertical-align: top; padding: .2rem 1.5rem .2rem 0 }
 </ul>
 <p>Version {{.Version}}. Kernel {{.Snapshot.Kernel.Release}}{{with .Snapshot.Kernel.Tier}}, tier {{.}}{{else}}, without BPF{{end}}.
 {{len .Snapshot.Namespaces}} namespaces, {{len .Snapshot.Listeners}} listening addresses.</p>
-{{- if .Snapshot.Probes}}
+{{- if .Probes}}
 <h2>Probes</h2>
 <table>
-<tr><th>probe</th><th>attached by</th><th>why not</th></tr>
-{{- range .Snapshot.Probes}}
-<tr><td>{{.Name}}</td><td>{{if .Attached}}{{.Mechanism}}{{else}}not attached{{end}}</td><td>{{.Reason}}</td></tr>
+<tr><th>probe</th><th>tells</th><th>attached by</th><th>why not</th></tr>
+{{- range .Probes}}
+<tr><td>{{.Name}}</td><td>{{.Tells}}</td><td>{{if .Attached}}{{.Mechanism}}{{else}}not attached{{end}}</td><td>{{.Reason}}</td></tr>
 {{- end}}
 </table>
 {{- end}}
@@ -67,7 +68,8 @@ func landingPage(n node, telemetryPath string, logger *slog.Logger) http.Handler
 			Links    []link
 			Version  string
 			Snapshot *probes.Snapshot
-		}{links, version.Version, s})
+			Probes   []probeRow
+		}{links, version.Version, s, probeRows(s.Probes)})
 		if err != nil {
 			logger.Error("Landing page", "err", err)
 		}
@@ -78,3 +80,47 @@ type link struct{ Path, What string }
 
 // Relative links work behind a proxy that serves the page under a prefix.
 func (l link) Relative() string { return strings.TrimPrefix(l.Path, "/") }
+
+// probeRow is a probe for people.
+type probeRow struct {
+	probes.Probe
+	Tells string
+}
+
+// tells is what each probe is for, in a few words.
+var tells = map[string]string{
+	"sockets":    "sockets by state, bytes in their queues",
+	"listeners":  "accept queues and SYN queues",
+	"namespaces": "network namespaces, their settings and counters",
+	"bound":      "sockets that are bound and not connected",
+	"syn_queue":  "SYN queues",
+	"audit":      "whether sockq counts as the kernel does",
+
+	tracker.StoryTransitions:       "each change of state",
+	tracker.StoryStateSeconds:      "how long sockets stay in a state",
+	tracker.StoryConnects:          "how long connect() takes, and why it fails",
+	tracker.StoryConnections:       "arrivals in accept queues, and the peak at each",
+	tracker.StoryIgnoredACKs:       "final ACKs that a full accept queue refused",
+	tracker.StorySynackRetransmits: "SYN-ACKs sent again",
+	tracker.StoryResetsSent:        "RSTs sent, and why",
+	tracker.StoryResetsReceived:    "RSTs received",
+	tracker.StoryAccepts:           "accepts, and how long connections waited for them",
+	tracker.StoryBacklog:           "what listen() asked for",
+	tracker.StoryUnroutable:        "connects without a route",
+
+	"half_open": "how half-open connections end",
+	"refusals":  "why SYNs are refused",
+	"time_wait": "the states of time-wait sockets",
+}
+
+// probeRows says a reason once for probes that follow each other and share it.
+func probeRows(list []probes.Probe) []probeRow {
+	rows := make([]probeRow, len(list))
+	for i, p := range list {
+		rows[i] = probeRow{p, tells[p.Name]}
+		if i > 0 && p.Reason != "" && p.Reason == list[i-1].Reason {
+			rows[i].Reason = "as above"
+		}
+	}
+	return rows
+}

@@ -160,7 +160,7 @@ func TestRunEndsCleanly(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	n := newFakeNode()
 	url, stop := start(t, n, "--census.interval=7s", "--listener.interval=50ms", "--audit.budget=0", "--max-listeners=10",
-		"--max-namespaces=20", "--bpf-stats", "--path.netns=/x", "--census.mechanism=sock_diag", "--log.level=error")
+		"--max-namespaces=20", "--bpf-stats", "--no-tracker.syscalls", "--states.per-netns", "--path.netns=/x", "--census.mechanism=sock_diag", "--log.level=error")
 	resp := ask(t, url+"/-/healthy")
 	resp.Body.Close()
 	if r := stop(); r.code != exitOK || r.took > 2*time.Second {
@@ -171,11 +171,34 @@ func TestRunEndsCleanly(t *testing.T) {
 	}
 	n.opts.Logger = nil
 	want := probes.Options{
+		NoSyscalls: true, StatesPerNamespace: true,
 		CensusInterval: 7 * time.Second, ListenerInterval: 50 * time.Millisecond, MaxListeners: 10, MaxNamespaces: 20,
 		BPFStats: true, ProcFS: "/proc", SysFS: "/sys", NetnsPath: "/x", Mechanism: "sock_diag",
 	}
 	if n.opts != want {
 		t.Errorf("the probes were opened with %+v, want %+v", n.opts, want)
+	}
+}
+
+// What is on unless a flag turns it off.
+func TestFlagsThatAreOn(t *testing.T) {
+	for _, test := range []struct {
+		args                                 []string
+		noSyscalls, noSeconds, perNamespaces bool
+	}{
+		{nil, false, false, false},
+		{[]string{"--tracker.syscalls", "--states.seconds"}, false, false, false},
+		{[]string{"--no-tracker.syscalls"}, true, false, false},
+		{[]string{"--no-states.seconds", "--no-states.per-netns"}, false, true, false},
+		{[]string{"--states.per-netns"}, false, false, true},
+	} {
+		cfg, err := parse(test.args, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o := cfg.probes; o.NoSyscalls != test.noSyscalls || o.NoStateSeconds != test.noSeconds || o.StatesPerNamespace != test.perNamespaces {
+			t.Errorf("%v: %+v", test.args, o)
+		}
 	}
 }
 

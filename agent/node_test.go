@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"golang.org/x/sys/unix"
@@ -71,6 +71,50 @@ func (l *logBuffer) String() string {
 type as struct {
 	nobody       bool
 	capabilities []uintptr
+	tracefs      tracefs
+}
+
+// tracefs is whether sockq finds one mounted.
+type tracefs int
+
+const (
+	asItIs tracefs = iota
+	mounted
+	notMounted
+)
+
+// start starts a command there.
+func (w as) start(cmd *exec.Cmd) error {
+	if w.nobody {
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+			AmbientCaps: w.capabilities,
+		}
+	}
+	if w.tracefs == asItIs {
+		return cmd.Start()
+	}
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // which ends with it, in a mount namespace of its own
+		result <- func() error {
+			if err := privateMounts(); err != nil {
+				return err
+			}
+			const place = "/sys/kernel/tracing"
+			for _, dir := range []string{place, "/sys/kernel/debug"} {
+				for unix.Unmount(dir, unix.MNT_DETACH) == nil {
+				}
+			}
+			if w.tracefs == mounted {
+				if err := unix.Mount("tracefs", place, "tracefs", 0, ""); err != nil {
+					return fmt.Errorf("mount tracefs: %w", err)
+				}
+			}
+			return cmd.Start()
+		}()
+	}()
+	return <-result
 }
 
 func launch(t *testing.T, who as, args ...string) *process {
@@ -86,15 +130,9 @@ func launch(t *testing.T, who as, args ...string) *process {
 	address := free.Addr().String()
 	free.Close()
 	p := &process{t: t, url: "http://" + address}
-	p.cmd = exec.Command(path, append([]string{"--web.listen-address=" + address, "--max-listeners=100000"}, args...)...)
+	p.cmd = exec.Command(path, append([]string{"--web.listen-address=" + address, "--max-listeners=100000", "--max-namespaces=5000"}, args...)...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
-	if who.nobody {
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{
-			Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
-			AmbientCaps: who.capabilities,
-		}
-	}
-	if err := p.cmd.Start(); err != nil {
+	if err := who.start(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -124,7 +162,8 @@ func (p *process) await(what string, done func() bool) {
 	}
 }
 
-// metrics scrapes sockq: values by name and sorted labels, a{b="c",d="e"}.
+// metrics scrapes sockq: values by name and sorted labels, a{b="c",d="e"}. Of a
+// histogram these are its count and its cumulative buckets.
 func (p *process) metrics() map[string]float64 {
 	p.t.Helper()
 	resp, err := http.Get(p.url + "/metrics")
@@ -145,8 +184,18 @@ func (p *process) metrics() map[string]float64 {
 				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
 			}
 			slices.Sort(labels)
-			key := name + "{" + strings.Join(labels, ",") + "}"
-			values[key] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			key := func(name string, labels ...string) string { return name + "{" + strings.Join(labels, ",") + "}" }
+			h := m.GetHistogram()
+			if h == nil {
+				values[key(name, labels...)] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+				continue
+			}
+			values[key(name+"_count", labels...)] = float64(h.GetSampleCount())
+			for _, b := range h.Bucket {
+				more := append(slices.Clone(labels), fmt.Sprintf("le=%q", strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64)))
+				slices.Sort(more)
+				values[key(name+"_bucket", more...)] = float64(b.GetCumulativeCount())
+			}
 		}
 	}
 	return values
@@ -247,88 +296,5 @@ func TestBurstBetweenScrapes(t *testing.T) {
 	}
 	if waited := got["sockq_listener_accept_queue_connection_seconds_total"+key]; waited < 33*0.2 || waited > 33*1.5 {
 		t.Errorf("connections waited %v s in all", waited)
-	}
-}
-
-// Two capabilities are enough for all namespaces; none shows the own one.
-func TestRights(t *testing.T) {
-	ns, want := scenario.Mixed.Hold(t, scenario.IPv4)
-	walk := `sockq_probe_attached{mechanism="bpf_walk",probe="sockets"}`
-	diag := `sockq_probe_attached{mechanism="sock_diag",probe="sockets"}`
-
-	t.Run("BPF and PERFMON", func(t *testing.T) {
-		p := launch(t, as{nobody: true, capabilities: []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}})
-		p.shows(states(ns, want.States))
-		p.shows(map[string]float64{walk: 1})
-	})
-	for name, without := range map[string]struct {
-		capabilities []uintptr
-		missing      string
-	}{
-		"none":    {nil, "CAP_BPF and CAP_PERFMON missing"},
-		"BPF":     {[]uintptr{unix.CAP_BPF}, "CAP_PERFMON missing"},
-		"PERFMON": {[]uintptr{unix.CAP_PERFMON}, "CAP_BPF missing"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := launch(t, as{nobody: true, capabilities: without.capabilities})
-			p.shows(map[string]float64{diag: 1})
-			got := p.metrics()
-			for series := range states(ns, want.States) {
-				if _, there := got[series]; there {
-					t.Errorf("%s is shown", series)
-				}
-			}
-			if _, there := got[walk]; there {
-				t.Error("the walk is shown as attached")
-			}
-			own := 0
-			for series := range got {
-				if strings.HasPrefix(series, "sockq_tcp_sockets{") {
-					own++
-				}
-				if strings.HasPrefix(series, "sockq_listener_syn_queue_length") {
-					t.Errorf("%s is shown, which sock_diag cannot tell", series)
-				}
-			}
-			if own != len(tcpstate.All) {
-				t.Errorf("%d series of states, want those of one namespace", own)
-			}
-			if said := p.log.String(); !strings.Contains(said, without.missing) {
-				t.Errorf("the log does not say %q", without.missing)
-			}
-		})
-	}
-}
-
-func programs(t *testing.T) (n int) {
-	t.Helper()
-	for id := ebpf.ProgramID(0); ; n++ {
-		next, err := ebpf.ProgramGetNextID(id)
-		if err != nil {
-			return n
-		}
-		id = next
-	}
-}
-
-// Whatever ends it, nothing is left in the kernel, and SIGTERM ends it soon.
-func TestNothingIsLeftBehind(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		t.Run(signal.String(), func(t *testing.T) {
-			before := programs(t)
-			p := launch(t, as{})
-			if programs(t) <= before {
-				t.Fatal("sockq has no BPF program")
-			}
-			begin := time.Now()
-			if err := p.cmd.Process.Signal(signal); err != nil {
-				t.Fatal(err)
-			}
-			err := p.cmd.Wait()
-			if took := time.Since(begin); signal == syscall.SIGTERM && (err != nil || took > 2*time.Second) {
-				t.Errorf("ended after %v with %v", took, err)
-			}
-			p.await("the programs to go", func() bool { return programs(t) <= before })
-		})
 	}
 }

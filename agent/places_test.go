@@ -69,14 +69,22 @@ func forbid(filter []unix.SockFilter) error {
 
 // hideBTF shows an empty file where the kernel's type information is.
 func hideBTF() error {
+	if err := privateMounts(); err != nil {
+		return err
+	}
+	if err := unix.Mount("/dev/null", "/sys/kernel/btf/vmlinux", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("hide BTF: %w", err)
+	}
+	return nil
+}
+
+// privateMounts gives the thread mounts of its own.
+func privateMounts() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
-	}
-	if err := unix.Mount("/dev/null", "/sys/kernel/btf/vmlinux", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("hide BTF: %w", err)
 	}
 	return nil
 }

@@ -2,26 +2,31 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
 	"sockq/probes"
 	"sockq/probes/census"
 	"sockq/probes/tcpstate"
+	"sockq/probes/tracker"
 )
 
 // The JSON of a Snapshot. What is unknown is absent; a pointer is a value that
 // may be unknown. Fields are only ever added.
 type snapshotDoc struct {
-	Time       time.Time         `json:"time"`
-	Kernel     kernelDoc         `json:"kernel"`
-	Namespaces []namespaceDoc    `json:"namespaces"`
-	Listeners  []listenerDoc     `json:"listeners"`
-	Probes     []probeDoc        `json:"probes"`
-	Sources    []sourceDoc       `json:"sources"`
-	Audits     []auditDoc        `json:"audits"`
-	Lost       map[string]uint64 `json:"lost"`
+	Time       time.Time      `json:"time"`
+	Kernel     kernelDoc      `json:"kernel"`
+	Namespaces []namespaceDoc `json:"namespaces"`
+	Listeners  []listenerDoc  `json:"listeners"`
+	Probes     []probeDoc     `json:"probes"`
+	Sources    []sourceDoc    `json:"sources"`
+	Audits     []auditDoc     `json:"audits"`
+	// StateSeconds by state, of all namespaces together.
+	StateSeconds map[string]histogramDoc `json:"state_seconds,omitzero"`
+	Lost         map[string]uint64       `json:"lost"`
 }
 
 type kernelDoc struct {
@@ -41,6 +46,16 @@ type namespaceDoc struct {
 	Events  map[string]uint64    `json:"events,omitempty"`
 	// AuditDifference by check, as sockq_audit_difference.
 	AuditDifference map[string]uint64 `json:"audit_difference,omitempty"`
+	// Transitions by the state left and the state entered. What was never
+	// counted is left out, here and below.
+	Transitions           edgesDoc `json:"transitions,omitzero"`
+	UnexpectedTransitions edgesDoc `json:"unexpected_transitions,omitzero"`
+	// StateSeconds by state, where each namespace has its own.
+	StateSeconds    map[string]histogramDoc `json:"state_seconds,omitzero"`
+	ConnectSeconds  *histogramDoc           `json:"connect_seconds,omitempty"`
+	ConnectFailures map[string]uint64       `json:"connect_failures,omitzero"` // by error
+	ResetsSent      map[string]uint64       `json:"resets_sent,omitzero"`      // by reason
+	ResetsReceived  *uint64                 `json:"resets_received,omitempty"`
 }
 
 type queuesDoc struct {
@@ -60,6 +75,15 @@ type listenerDoc struct {
 	AcceptQueue acceptQueueDoc `json:"accept_queue"`
 	SynQueue    *synQueueDoc   `json:"syn_queue,omitempty"`
 	SocketDrops uint64         `json:"socket_drops"`
+	// BacklogRequested is the last argument of listen(), AcceptQueue.Limit what
+	// became of it.
+	BacklogRequested  *int64            `json:"backlog_requested,omitempty"`
+	Connections       *uint64           `json:"connections,omitempty"`
+	Accepts           *uint64           `json:"accepts,omitempty"`
+	LastAccept        *time.Time        `json:"last_accept,omitempty"`
+	AcceptWaitSeconds *histogramDoc     `json:"accept_wait_seconds,omitempty"`
+	SynackRetransmits *uint64           `json:"synack_retransmits,omitempty"`
+	Drops             map[string]uint64 `json:"drops,omitempty"` // by reason, each from its first
 }
 
 type acceptQueueDoc struct {
@@ -78,6 +102,35 @@ type synQueueDoc struct {
 	Peak   *uint64 `json:"peak,omitempty"`
 }
 
+type histogramDoc struct {
+	Count      uint64     `json:"count"`
+	SumSeconds float64    `json:"sum_seconds"`
+	Buckets    bucketsDoc `json:"buckets"`
+}
+
+// bucketsDoc is an object of those buckets that count something, shortest first:
+// {"0.25":3} are three durations of at most 0.25 s, and of more than half of
+// that. The last, "+Inf", holds all that is longer, too.
+type bucketsDoc [tracker.Buckets]uint64
+
+func (b bucketsDoc) MarshalJSON() ([]byte, error) {
+	out := []byte{'{'}
+	for i, n := range b {
+		if n == 0 {
+			continue
+		}
+		bound := "+Inf"
+		if i < len(b)-1 {
+			bound = strconv.FormatFloat(tracker.Bound(i), 'g', -1, 64)
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		out = fmt.Appendf(out, "%q:%d", bound, n)
+	}
+	return append(out, '}'), nil
+}
+
 type probeDoc struct {
 	Name       string   `json:"name"`
 	Mechanism  string   `json:"mechanism"`
@@ -85,6 +138,7 @@ type probeDoc struct {
 	Reason     string   `json:"reason,omitempty"`
 	Runs       *uint64  `json:"runs,omitempty"`
 	RunSeconds *float64 `json:"run_seconds,omitempty"`
+	Misses     *uint64  `json:"misses,omitempty"`
 }
 
 type sourceDoc struct {
@@ -128,6 +182,8 @@ func newSnapshotDoc(s *probes.Snapshot) snapshotDoc {
 		Sources:    each(s.Sources, newSourceDoc),
 		Audits:     each(s.Audits, func(a *probes.Audit) auditDoc { return auditDoc{a.Check, a.Checks, a.Skipped} }),
 		Lost:       s.Lost,
+
+		StateSeconds: newStatesDoc(s.StateSeconds),
 	}
 	if doc.Lost == nil {
 		doc.Lost = map[string]uint64{}
@@ -142,6 +198,50 @@ func each[T, D any](list []T, doc func(*T) D) []D {
 		out[i] = doc(&list[i])
 	}
 	return out
+}
+
+// counted are the counts of what was counted at all, by name.
+func counted(names []string, counts []uint64) map[string]uint64 {
+	out := make(map[string]uint64)
+	for i, n := range counts {
+		if n > 0 {
+			out[names[i]] = n
+		}
+	}
+	return out
+}
+
+// edgesDoc are the counts of edges by their ends.
+type edgesDoc map[string]map[string]uint64
+
+func (d edgesDoc) add(e tcpstate.Edge, n uint64) {
+	if n == 0 {
+		return
+	}
+	from := e.From.String()
+	if d[from] == nil {
+		d[from] = make(map[string]uint64)
+	}
+	d[from][e.To.String()] = n
+}
+
+func newHistogramDoc(h *tracker.Histogram) histogramDoc {
+	return histogramDoc{h.Count(), h.Sum.Seconds(), h.Buckets}
+}
+
+// newStatesDoc shows the states that were ever left: which those can be depends
+// on the tier. nil is unknown.
+func newStatesDoc(states *[tcpstate.Count]tracker.Histogram) map[string]histogramDoc {
+	if states == nil {
+		return nil
+	}
+	doc := make(map[string]histogramDoc)
+	for _, state := range tcpstate.All {
+		if h := newHistogramDoc(&states[state]); h.Count > 0 {
+			doc[state.String()] = h
+		}
+	}
+	return doc
 }
 
 // known is v where it is known, else nil.
@@ -187,6 +287,32 @@ func newNamespaceDoc(n *probes.Namespace) namespaceDoc {
 			}
 		}
 	}
+	if n.TransitionsKnown {
+		taken, unexpected := make(edgesDoc), make(edgesDoc)
+		for _, t := range tcpstate.Transitions {
+			if i, ok := tcpstate.Index(t.Edge); ok {
+				taken.add(t.Edge, n.Transitions[i])
+			}
+		}
+		for edge, count := range n.Unexpected {
+			unexpected.add(edge, count)
+		}
+		doc.Transitions, doc.UnexpectedTransitions = taken, unexpected
+	}
+	doc.StateSeconds = newStatesDoc(n.StateSeconds)
+	doc.ConnectSeconds = known(newHistogramDoc(&n.Connects), n.ConnectsKnown)
+	if n.ConnectsKnown {
+		doc.ConnectFailures = counted(tracker.ConnectErrorNames[:], n.ConnectFailures[:])
+	}
+	if n.ResetsSentKnown {
+		doc.ResetsSent = make(map[string]uint64)
+		for reason, count := range n.ResetsSent {
+			if count > 0 {
+				doc.ResetsSent[reason] = count
+			}
+		}
+	}
+	doc.ResetsReceived = known(n.ResetsReceived, n.ResetsReceivedKnown)
 	return doc
 }
 
@@ -201,6 +327,14 @@ func newListenerDoc(l *probes.Listener) listenerDoc {
 			Peak:      l.Peak, PeakRatio: l.PeakRatio, FullSeconds: l.FullSeconds, ConnectionSeconds: l.ConnectionSeconds,
 		},
 		SocketDrops: l.SocketDrops,
+
+		BacklogRequested:  known(l.BacklogRequested, l.Live && l.BacklogRequestedKnown),
+		Connections:       known(l.Connections, l.ConnectionsKnown),
+		Accepts:           known(l.Accepts, l.AcceptsKnown),
+		LastAccept:        known(l.LastAccept, l.AcceptsKnown && !l.LastAccept.IsZero()),
+		AcceptWaitSeconds: known(newHistogramDoc(&l.AcceptWait), l.AcceptWaitKnown),
+		SynackRetransmits: known(l.SynackRetransmits, l.RetransmitsKnown),
+		Drops:             counted(tracker.DropReasonNames[:], l.Drops[:]),
 	}
 	syn := synQueueDoc{
 		Length: known(l.SynQueue, l.Live && l.SynQueueKnown),
@@ -217,6 +351,7 @@ func newProbeDoc(p *probes.Probe) probeDoc {
 	return probeDoc{
 		p.Name, p.Mechanism, p.Attached, p.Reason,
 		known(p.Runs, p.StatsKnown), known(p.RunTime.Seconds(), p.StatsKnown),
+		known(p.Misses, p.MissesKnown),
 	}
 }
 

@@ -125,9 +125,12 @@ func Open(opts Options) (_ *Probes, err error) {
 	p.kernel.Release = unix.ByteSliceToString(uname.Release[:])
 	p.names = netns.NewNames(opts.ProcFS, opts.NetnsPath)
 	// The tracker first, so that what changes between the two is not missed.
-	p.openTracker()
+	untracked := p.openTracker()
 	if err := p.openSource(); err != nil {
 		return nil, err
+	}
+	if untracked != nil && p.walk != nil { // else it was said
+		p.log.Warn("No events are tracked: no transitions, arrivals, accepts, connects", "reason", untracked)
 	}
 	p.openAudit()
 	if opts.BPFStats && p.walk != nil {
@@ -163,7 +166,8 @@ const spareNamespaces = 64
 // untold are the stories that only trampolines and kprobes can tell.
 var untold = []string{"half_open", "refusals", "time_wait"}
 
-func (p *Probes) openTracker() {
+// openTracker returns why nothing is tracked.
+func (p *Probes) openTracker() error {
 	tier, err := tracker.FindTier(p.opts.SysFS)
 	p.kernel.Tier = string(tier)
 	if err == nil {
@@ -174,7 +178,6 @@ func (p *Probes) openTracker() {
 	}
 	if err != nil {
 		err = census.Explain("load the event tracker", err)
-		p.log.Warn("No events are tracked: no transitions, arrivals, accepts, connects", "reason", err)
 		for _, name := range tracker.StoryNames {
 			p.missing(name, err)
 		}
@@ -186,6 +189,7 @@ func (p *Probes) openTracker() {
 	for _, name := range untold {
 		p.missing(name, errors.New("this version has only tracepoints"))
 	}
+	return err
 }
 
 func (p *Probes) openSource() error {
@@ -208,7 +212,11 @@ func (p *Probes) openSource() error {
 			return err
 		}
 		refused = err
-		p.log.Warn("BPF cannot be used: sock_diag only, without SYN queues and at a higher cost", "reason", err)
+		without := "SYN queues"
+		if p.tracked == nil {
+			without = "events and SYN queues"
+		}
+		p.log.Warn("BPF cannot be used: sock_diag only, without "+without+" and at a higher cost", "reason", err)
 	}
 	sd, err := census.OpenSockDiag(p.opts.ProcFS, p.names.Find)
 	if err != nil {

@@ -84,7 +84,7 @@ func openTracefs(sysfs string) (*os.Root, error) {
 	}
 	context, err := unix.Fsopen("tracefs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("open tracefs: mount it on %s, or give sockq CAP_SYS_ADMIN: %w", filepath.Join(sysfs, "kernel/tracing"), err)
+		return nil, fmt.Errorf("open tracefs: mount it on %s, or give sockq CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH: %w", filepath.Join(sysfs, "kernel/tracing"), err)
 	}
 	defer unix.Close(context)
 	if err := unix.FsconfigCreate(context); err != nil {
@@ -95,7 +95,11 @@ func openTracefs(sysfs string) (*os.Root, error) {
 		return nil, fmt.Errorf("open tracefs: %w", err)
 	}
 	defer unix.Close(mount)
-	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", mount))
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", mount))
+	if err != nil {
+		return nil, fmt.Errorf("open tracefs (needs root or CAP_DAC_READ_SEARCH): %w", err)
+	}
+	return root, nil
 }
 
 // event is a perf event by which a program is attached to a tracepoint.
