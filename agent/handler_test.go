@@ -487,12 +487,12 @@ func TestProtobuf(t *testing.T) {
 func TestCompression(t *testing.T) {
 	node := newFakeNode()
 	h := newHandler(node, &config{telemetryPath: "/metrics", maxRequests: 8}, silent)
-	fetch := func(accept ...string) *http.Response {
+	fetch := func(accept ...string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 		r.Header["Accept-Encoding"] = accept
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
-		return w.Result()
+		return w
 	}
 	listeners := func(r io.Reader) (lines []string) {
 		page, err := io.ReadAll(r)
@@ -515,7 +515,7 @@ func TestCompression(t *testing.T) {
 		"": false, "identity": false, "gzip;q=0": false, "gzip; q=0.000": false, "gzip;q=x": false, "gzipped": false,
 	} {
 		answer := fetch(accept)
-		if got := answer.Header.Get("Content-Encoding") == "gzip"; got != packed {
+		if got := answer.Header().Get("Content-Encoding") == "gzip"; got != packed {
 			t.Errorf("%q: compressed: %v, want %v", accept, got, packed)
 			continue
 		}
@@ -533,7 +533,7 @@ func TestCompression(t *testing.T) {
 	node.snapErr = errors.New("boom")
 	answer := fetch("gzip")
 	text, err := io.ReadAll(answer.Body)
-	if err != nil || answer.StatusCode != http.StatusInternalServerError || answer.Header.Get("Content-Encoding") != "" || !strings.Contains(string(text), "boom") {
-		t.Errorf("an error is %d %q %q, %v", answer.StatusCode, answer.Header, text, err)
+	if err != nil || answer.Code != http.StatusInternalServerError || answer.Header().Get("Content-Encoding") != "" || !strings.Contains(string(text), "boom") {
+		t.Errorf("an error is %d %q %q, %v", answer.Code, answer.Header(), text, err)
 	}
 }

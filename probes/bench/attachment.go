@@ -143,7 +143,7 @@ func attachTCPStates(ctx context.Context, c *connections) (detach func() error, 
 		}
 		after, err := status(cmd.Process.Pid, "voluntary_ctxt_switches")
 		if err != nil || exited(cmd.Process.Pid) {
-			stop()
+			_ = stop()
 			return nil, fmt.Errorf("tcpstates ended: %s", lastLine(log.String()))
 		}
 		if after-before > tries/5 { // it polls ten times a second anyway

@@ -286,7 +286,7 @@ func churn(number int) (cookie uint64, err error) {
 		}
 		err = unix.Connect(client, nobody)
 		unix.Close(client)
-		if err != unix.ECONNREFUSED {
+		if !errors.Is(err, unix.ECONNREFUSED) {
 			return 0, errors.Join(errors.New("connect to nobody"), err)
 		}
 	}
