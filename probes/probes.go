@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -156,6 +157,7 @@ func Open(opts Options) (_ *Probes, err error) {
 	if err := p.sample(true); err != nil {
 		return nil, err
 	}
+	debug.FreeOSMemory() // what it took to load the programs
 	return p, nil
 }
 

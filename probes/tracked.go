@@ -99,7 +99,7 @@ func (t *tracked) count(r *registry) ([]tracker.Namespace, error) {
 			t.namespaces[n.ID] = known
 		}
 		name, listed := r.find(n.ID.Inode, n.ID.Cookie)
-		known.other = known.other || n.Other || listed && name == Other
+		known.other = known.other || n.Members != nil || listed && name == Other
 		if known.other {
 			addSince(&t.other, n, &known.summed)
 			known.summed = *n
@@ -124,8 +124,10 @@ func (t *tracked) add(s *Snapshot, r *registry) error {
 	}
 	counted := make(map[identity]*tracker.Namespace, len(list))
 	for i := range list {
-		if id, ok := r.identify(list[i].ID.Inode, list[i].ID.Cookie); ok {
-			counted[id] = &list[i]
+		for _, id := range identities(&list[i]) {
+			if id, ok := r.identify(id.Inode, id.Cookie); ok {
+				counted[id] = &list[i]
+			}
 		}
 	}
 	nothing := tracker.Namespace{}
@@ -137,10 +139,10 @@ func (t *tracked) add(s *Snapshot, r *registry) error {
 		switch c := counted[identity{n.Inode, n.Cookie}]; {
 		case n.Name == Other:
 			t.show(n, &t.other)
-		case c != nil:
-			t.show(n, c)
-		default:
+		case c == nil:
 			t.show(n, &nothing)
+		case c.Members == nil: // else it is in the sum of Other
+			t.show(n, c)
 		}
 	}
 	if t.otherCounted() && !slices.ContainsFunc(s.Namespaces, func(n Namespace) bool { return n.Name == Other }) {
@@ -182,24 +184,34 @@ func (t *tracked) sweep(r *registry) error {
 		return err
 	}
 	for i := range list {
-		id := list[i].ID
-		if list[i].Other {
-			continue
+		for _, id := range identities(&list[i]) {
+			known := t.namespaces[id]
+			if known == nil { // it found no place
+				known = new(trackedNamespace)
+				t.namespaces[id] = known
+			}
+			if _, exists := r.identify(id.Inode, id.Cookie); exists {
+				known.missed = 0
+				continue
+			}
+			if known.missed++; known.missed < missedSweeps {
+				continue
+			}
+			if err := t.tracker.Forget(id); err != nil {
+				return err
+			}
+			delete(t.namespaces, id)
 		}
-		known := t.namespaces[id]
-		if _, exists := r.identify(id.Inode, id.Cookie); exists {
-			known.missed = 0
-			continue
-		}
-		if known.missed++; known.missed < missedSweeps {
-			continue
-		}
-		if err := t.tracker.Forget(id); err != nil {
-			return err
-		}
-		delete(t.namespaces, id)
 	}
 	return nil
+}
+
+// identities are the namespaces whose counts these are.
+func identities(n *tracker.Namespace) []tracker.NamespaceID {
+	if n.Members != nil {
+		return n.Members
+	}
+	return []tracker.NamespaceID{n.ID}
 }
 
 // addSince adds to sum what now has beyond before.

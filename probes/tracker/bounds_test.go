@@ -65,7 +65,7 @@ func moreNamespacesThanPlaces(t *testing.T) (settled bool) {
 	}
 	var other *Namespace
 	for i := range list {
-		if list[i].Other {
+		if list[i].Members != nil {
 			if other != nil {
 				t.Error("there are two others")
 			}

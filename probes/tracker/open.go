@@ -93,7 +93,7 @@ type Tracker struct {
 // nothing can be attached at all.
 func Open(opts Options) (_ *Tracker, err error) {
 	opts.SysFS = cmp.Or(opts.SysFS, "/sys")
-	opts.Namespaces = min(cmp.Or(opts.Namespaces, 300), maxNamespaces)
+	opts.Namespaces = max(1, min(cmp.Or(opts.Namespaces, 300), maxNamespaces))
 	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map)}
 	defer func() {
 		if err != nil {
@@ -121,6 +121,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 	t.attachArrivals(specs.arrivals)
 	t.attachResets(specs.resets)
 	t.attachSyscalls(specs.syscalls)
+	t.kernel = nil
 	return t, nil
 }
 

@@ -183,11 +183,13 @@ func (t *Tracker) Namespaces() (_ []Namespace, err error) {
 			continue
 		}
 		if other < 0 {
-			if other, err = add(Namespace{Other: true}, 0); err != nil {
+			if other, err = add(Namespace{}, 0); err != nil {
 				return nil, err
 			}
 		}
 		places[id] = other
+		n := &t.namespaces[other]
+		n.Members = append(n.Members, namespaceID(id, t.slots[i].Inum))
 	}
 	t.events, t.eventsN, err = batch(t.maps["events"], t.events, t.eventsN)
 	if err != nil {
@@ -317,6 +319,10 @@ func (t *Tracker) Forget(id NamespaceID) error {
 		if err := t.maps["free_slots"].Put(nil, slot.Number); err != nil {
 			return fmt.Errorf("give back slot: %w", err)
 		}
+	}
+	var err error
+	if t.events, t.eventsN, err = batch(t.maps["events"], t.events, t.eventsN); err != nil {
+		return fmt.Errorf("read events: %w", err)
 	}
 	for i := range t.events {
 		if t.events[i].Namespace != id.key() {

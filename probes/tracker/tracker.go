@@ -89,8 +89,9 @@ type NamespaceID struct {
 // look, or since the namespace began.
 type Namespace struct {
 	ID NamespaceID
-	// Other tells that it is the sum of those that found no place.
-	Other bool
+	// Members are those that found no place and are summed here; nil for a
+	// namespace of its own.
+	Members []NamespaceID
 	// Transitions counts edges by their tcpstate.Index.
 	Transitions [tcpstate.MaxEdges]uint64
 	// Unexpected counts the edges that Linux does not take.

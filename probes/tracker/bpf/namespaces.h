@@ -50,7 +50,10 @@ static __noinline __u32 find_slot(__u64 id, __u32 inum)
 	if (slot.number) /* another CPU was faster, or there is no more room */
 		bpf_map_push_elem(&free_slots, &slot.number, 0);
 	known = bpf_map_lookup_elem(&slots, &id);
-	return known ? known->number : OTHER_NAMESPACES;
+	if (known)
+		return known->number;
+	lose(LOST_NAMESPACES);
+	return OTHER_NAMESPACES;
 }
 
 /* A cookie is never used again, so what a CPU remembers of one never gets old. */

@@ -79,6 +79,15 @@ static __always_inline struct listener_counts *counts_of(__u64 sk)
 	return find_listener(cookie ? cookie : sk, (struct sock *)sk);
 }
 
+/* Another thread may have put another socket where the listener was. A child that
+ * was reset has no skc_num any more.
+ */
+static __always_inline int is_child_of(__u64 child, __u64 listener)
+{
+	return CAST(child, struct inet_sock)->inet_sport == CAST(listener, struct inet_sock)->inet_sport &&
+	       LOADP(child, struct sock_common, skc_net.net) == LOADP(listener, struct sock_common, skc_net.net);
+}
+
 static __noinline int accepted(__u32 fd)
 {
 	__u64 child = tcp_socket(fd), listener, now = bpf_ktime_get_ns();
@@ -88,7 +97,7 @@ static __noinline int accepted(__u32 fd)
 	if (!child)
 		return 0;
 	listener = tcp_socket(FIRST_ARGUMENT());
-	l = listener ? counts_of(listener) : NULL;
+	l = listener && is_child_of(child, listener) ? counts_of(listener) : NULL;
 	if (!l) {
 		lose(LOST_ACCEPTS);
 		return 0;
