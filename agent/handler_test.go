@@ -159,7 +159,7 @@ func took(buckets ...int) (h tracker.Histogram) {
 	for _, b := range buckets {
 		h.Buckets[b]++
 	}
-	h.Sum = 2500 * time.Millisecond
+	h.Sum = 2.5
 	return h
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -126,12 +127,19 @@ func happenings(t *testing.T) (tracepoints, syscalls map[string]float64) {
 	}
 	s.Socket().CannotConnect(netip.MustParseAddrPort("198.51.100.1:80"), unix.ENETUNREACH)
 
+	// How often is the kernel's affair: a timer that is late sends it less often.
+	var again uint64
+	for end := time.Now().Add(10 * time.Second); again == 0; time.Sleep(50 * time.Millisecond) {
+		if again = s.NS.Netstat()["TCPSynRetrans"]; time.Now().After(end) {
+			t.Fatal("the kernel does not send the SYN-ACK again")
+		}
+	}
 	netns := label(s.NS)
 	tracepoints = map[string]float64{
 		"sockq_listener_connections_total" + at(s.NS, full):                                                                   2,
 		"sockq_listener_connections_total" + at(s.NS, quick):                                                                  1,
 		fmt.Sprintf("sockq_listener_drops_total{address=%q,netns=%q,reason=%q}", full.Addr(), netns, "accept_queue_full_ack"): 1,
-		"sockq_listener_synack_retransmits_total" + at(s.NS, full):                                                            1,
+		"sockq_listener_synack_retransmits_total" + at(s.NS, full):                                                            float64(again),
 		"sockq_listener_synack_retransmits_total" + at(s.NS, quick):                                                           0,
 		fmt.Sprintf("sockq_tcp_connect_seconds_count{netns=%q}", netns):                                                       1,
 		fmt.Sprintf("sockq_tcp_connect_failures_total{error=%q,netns=%q}", "refused", netns):                                  3,

@@ -226,7 +226,7 @@ func (d edgesDoc) add(e tcpstate.Edge, n uint64) {
 }
 
 func newHistogramDoc(h *tracker.Histogram) histogramDoc {
-	return histogramDoc{h.Count(), h.Sum.Seconds(), h.Buckets}
+	return histogramDoc{h.Count(), h.Sum, h.Buckets}
 }
 
 // newStatesDoc shows the states that were ever left: which those can be depends

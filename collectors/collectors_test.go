@@ -40,7 +40,7 @@ func (f *fixed) Snapshot() (*probes.Snapshot, error) { return f.snapshot, f.err 
 // waits has a count of its own in five buckets: the first of all, two
 // neighbours, one far from them, and the last of all.
 func waits(n uint64) tracker.Histogram {
-	h := tracker.Histogram{Sum: time.Duration(n) * time.Second / 8}
+	h := tracker.Histogram{Sum: float64(n) / 8}
 	h.Buckets[0], h.Buckets[10], h.Buckets[11], h.Buckets[24], h.Buckets[tracker.Buckets-1] = n, n+1, n+2, n+3, n+4
 	return h
 }

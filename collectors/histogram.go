@@ -58,7 +58,7 @@ func newHistogram(m *catalogue.Metric, labels []*dto.LabelPair) *histogram {
 }
 
 func (h *histogram) set(t *tracker.Histogram) {
-	h.sum = t.Sum.Seconds()
+	h.sum = t.Sum
 	h.zeros = t.Buckets[0]
 	h.count = 0
 	first, last := 0, -1 // of the buckets after the first that count something

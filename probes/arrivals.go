@@ -1,7 +1,6 @@
 package probes
 
 import (
-	"math"
 	"strconv"
 	"time"
 
@@ -9,9 +8,12 @@ import (
 	"sockq/probes/tracker"
 )
 
-// unseenReads is after how many reads in a row that lack an accept() it is taken
-// for certain that accepts go by unseen.
-const unseenReads = 3
+// Accepts that went by unseen are forgiven, and counted as lost, when there were no
+// more for this long while this many times as many were seen.
+const (
+	forgiveAfter = time.Minute
+	forgiveShare = 100
+)
 
 // arrival is what the tracker counted at one listening socket, as far as it was
 // added to a set.
@@ -27,7 +29,11 @@ type arrival struct {
 	lastListen  time.Duration
 	connections uint64 // before the queue was looked at
 	accepts     uint64
-	unseen      int // reads in a row that lack accepts
+	// The accepts that went by unseen: how many, since when, and how many were
+	// seen then.
+	unseen      int64
+	unseenSince time.Time
+	seenThen    uint64
 }
 
 // expect takes what the tracker counted before the listeners are sampled.
@@ -79,9 +85,8 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		a.set.trackedPeak = max(a.set.trackedPeak, e.Peak)
 		a.set.trackedPeakRatio = max(a.set.trackedPeakRatio, e.PeakRatio)
 		if s != nil && l.knows.accepts {
-			a.balance(s, e)
+			l.forgiven += a.balance(s, e, l.last)
 			a.set.unseen = a.set.unseen || a.unseen > 0
-			a.set.acceptsUnseen = a.set.acceptsUnseen || a.unseen >= unseenReads
 		}
 	}
 }
@@ -151,19 +156,24 @@ func (a *arrival) add(e *tracker.Listener, clock func(time.Duration) time.Time) 
 
 // balance looks for accepts that went by unseen: then fewer wait than must. What
 // was counted before the look at the queue and after it leans to the other side,
-// so that no connection on its way is taken for one.
-func (a *arrival) balance(s *socket, e *tracker.Listener) {
+// so that no connection on its way is taken for one. It returns how many it
+// gives up for lost.
+func (a *arrival) balance(s *socket, e *tracker.Listener, now time.Time) (forgiven uint64) {
 	length := int64(s.listener.AcceptQueue)
 	if !a.firstKnown && s.before || e.LastListen != a.lastListen && a.firstKnown {
 		// After a shutdown() it listens again with an empty queue.
 		a.first = length + int64(a.accepts) - int64(e.Connections)
 	}
 	a.firstKnown, a.lastListen = true, e.LastListen
-	if a.first+int64(a.connections)-int64(e.Accepts) > length {
-		a.unseen = min(a.unseen+1, math.MaxInt32)
-	} else {
+	unseen := max(0, a.first+int64(a.connections)-int64(e.Accepts)-length)
+	if unseen != a.unseen {
+		a.unseen, a.unseenSince, a.seenThen = unseen, now, e.Accepts
+	} else if unseen > 0 && now.Sub(a.unseenSince) >= forgiveAfter && e.Accepts-a.seenThen >= forgiveShare*uint64(unseen) {
+		a.first -= unseen
 		a.unseen = 0
+		return uint64(unseen)
 	}
+	return 0
 }
 
 // gone are the sockets that the tracker counted at and that listen no more. One

@@ -55,6 +55,7 @@ type ledger struct {
 	sample   uint64    // its number
 
 	overCap     uint64 // addresses that were put under Other
+	forgiven    uint64 // accepts that went by unseen and are not waited for
 	lateSamples uint64 // samples that should have been taken and were not
 }
 
@@ -76,9 +77,8 @@ type set struct {
 	// The same from the tracker, at arrivals.
 	trackedPeak      uint64
 	trackedPeakRatio float64
-	// Accepts are missing in the last read; acceptsUnseen: they are for good.
-	unseen, acceptsUnseen bool
-	lastListen            time.Duration
+	unseen           bool // accepts are missing
+	lastListen       time.Duration
 }
 
 // knowledge is what the tracker can tell of listeners.
@@ -414,7 +414,7 @@ func (l *ledger) snapshot() []Listener {
 		listeners[i].PeakRatio = max(s.peakRatio[0], s.peakRatio[1], s.trackedPeakRatio)
 		listeners[i].SynPeak = max(s.synPeak[0], s.synPeak[1])
 		listeners[i].ConnectionsKnown = l.knows.connections
-		listeners[i].AcceptsKnown = l.knows.accepts && !s.unseen && !s.acceptsUnseen
+		listeners[i].AcceptsKnown = l.knows.accepts && !s.unseen
 		listeners[i].AcceptWaitKnown = listeners[i].AcceptsKnown
 		if !listeners[i].AcceptsKnown {
 			listeners[i].LastAccept = time.Time{}

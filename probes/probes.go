@@ -174,7 +174,7 @@ func (p *Probes) openTracker() error {
 	p.kernel.Tier = string(tier)
 	if err == nil {
 		p.tracked, err = openTracked(tracker.Options{
-			SysFS: p.opts.SysFS, Namespaces: p.opts.MaxNamespaces + spareNamespaces,
+			SysFS: p.opts.SysFS, Listeners: 2 * p.opts.MaxListeners, Namespaces: p.opts.MaxNamespaces + spareNamespaces,
 			Syscalls: !p.opts.NoSyscalls, StateSeconds: !p.opts.NoStateSeconds, PerNamespace: p.opts.StatesPerNamespace,
 		})
 	}
@@ -523,6 +523,7 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	s.Listeners = p.ledger.snapshot()
 	s.Lost["listeners_over_cap"] = p.ledger.overCap
 	s.Lost["listener_samples"] = p.ledger.lateSamples
+	forgiven := p.ledger.forgiven
 	p.listeners.Unlock()
 
 	p.mu.Lock()
@@ -530,6 +531,9 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	p.mu.Unlock()
 	s.Namespaces = p.registry.snapshot(counted, boundKnown)
 	p.addTracked(s)
+	if p.tracked != nil {
+		s.Lost["tracked_accepts"] += forgiven
+	}
 
 	p.mu.Lock()
 	for _, name := range slices.Sorted(maps.Keys(p.sources)) {
@@ -569,7 +573,7 @@ func (p *Probes) probes() []Probe {
 			if err != nil {
 				continue
 			}
-			if program.Type() == ebpf.Tracing {
+			if t := program.Type(); t == ebpf.Tracing || t == ebpf.TracePoint {
 				probe.MissesKnown = true
 				probe.Misses += stats.RecursionMisses
 			}

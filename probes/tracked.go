@@ -99,7 +99,7 @@ func (t *tracked) count(r *registry) ([]tracker.Namespace, error) {
 			t.namespaces[n.ID] = known
 		}
 		name, listed := r.find(n.ID.Inode, n.ID.Cookie)
-		known.other = known.other || n.Members != nil || listed && name == Other
+		known.other = known.other || len(n.Members) > 0 || listed && name == Other
 		if known.other {
 			addSince(&t.other, n, &known.summed)
 			known.summed = *n
@@ -183,6 +183,7 @@ func (t *tracked) sweep(r *registry) error {
 	if err != nil {
 		return err
 	}
+	var gone []tracker.NamespaceID
 	for i := range list {
 		for _, id := range identities(&list[i]) {
 			known := t.namespaces[id]
@@ -192,18 +193,13 @@ func (t *tracked) sweep(r *registry) error {
 			}
 			if _, exists := r.identify(id.Inode, id.Cookie); exists {
 				known.missed = 0
-				continue
+			} else if known.missed++; known.missed >= missedSweeps {
+				gone = append(gone, id)
+				delete(t.namespaces, id)
 			}
-			if known.missed++; known.missed < missedSweeps {
-				continue
-			}
-			if err := t.tracker.Forget(id); err != nil {
-				return err
-			}
-			delete(t.namespaces, id)
 		}
 	}
-	return nil
+	return t.tracker.Forget(gone...)
 }
 
 // identities are the namespaces whose counts these are.

@@ -97,6 +97,7 @@ struct sock {
 	atomic_t sk_drops;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
 	struct socket *sk_socket;
@@ -111,7 +112,12 @@ struct request_sock_queue {
 	atomic_t qlen;
 };
 
+struct mptcp_subflow_context {
+	__u32 mp_join : 1;
+};
+
 struct inet_connection_sock {
+	void *icsk_ulp_data;
 	struct request_sock_queue icsk_accept_queue;
 	struct inet_bind2_bucket *icsk_bind2_hash;
 };
@@ -131,6 +137,7 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 write_seq;
 	__u32 snd_una;
+	_Bool is_mptcp;
 };
 
 struct inet_timewait_sock {

@@ -26,6 +26,7 @@ import (
 // Options say what to track.
 type Options struct {
 	SysFS      string // default /sys
+	Listeners  int    // how many are counted at, from 8,192 (the default) to 65,536
 	Namespaces int    // how many have counters of their own, at most 4,000; default 300
 	// Syscalls attaches to the returns of listen(), accept() and connect().
 	Syscalls bool
@@ -122,6 +123,15 @@ func Open(opts Options) (_ *Tracker, err error) {
 	t.attachResets(specs.resets)
 	t.attachSyscalls(specs.syscalls)
 	t.kernel = nil
+	// What arrived before accept() was watched would never be accepted.
+	if t.keys, t.counts, err = batch(t.maps["listeners"], t.keys, t.counts); err != nil {
+		return nil, fmt.Errorf("read listeners: %w", err)
+	}
+	for _, key := range t.keys {
+		if err := t.maps["listeners"].Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil, fmt.Errorf("begin to count: %w", err)
+		}
+	}
 	return t, nil
 }
 
@@ -161,8 +171,9 @@ func (t *Tracker) newMaps(s specs) error {
 					m.MaxEntries = uint32(t.opts.Namespaces) + 1
 				}
 			case "listeners":
+				m.MaxEntries = uint32(min(max(t.opts.Listeners, 8192), 65536))
 				if allocated {
-					m.Flags, m.MaxEntries = 0, 8192
+					m.Flags = 0
 				}
 			}
 			made, err := ebpf.NewMap(m)

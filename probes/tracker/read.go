@@ -25,6 +25,7 @@ type read struct {
 	namespaces []Namespace
 	perCPU     []statesNamespaceCounts
 	seconds    []statesStateHistograms
+	left       Namespace // events of members of Other that were forgotten
 }
 
 // The kinds of events (enum event_kind).
@@ -35,8 +36,14 @@ const (
 	eventResetReceived
 )
 
+// sumUnit is that of a histogram's sum in the kernel, 2^10 ns in seconds.
+const sumUnit = 1024e-9
+
 // inodeBit marks the id of a namespace that is an inode number (namespace_id).
 const inodeBit = 1 << 47
+
+// otherNamespaces is the slot of those that found no place (OTHER_NAMESPACES).
+const otherNamespaces = 0
 
 // unspecified is a RST's reason where the kernel gives none.
 const unspecified = "unspecified"
@@ -154,7 +161,7 @@ func copyHistogram(h *Histogram, buckets *[Buckets]uint64, sum uint64) {
 	for i, n := range buckets {
 		h.Buckets[i] += n
 	}
-	h.Sum += time.Duration(sum)
+	h.Sum += float64(sum) * sumUnit
 }
 
 // Namespaces reads what happened in all namespaces. The result is valid until
@@ -167,40 +174,65 @@ func (t *Tracker) Namespaces() (_ []Namespace, err error) {
 	clear(t.namespaces)
 	t.namespaces = t.namespaces[:0]
 	places := make(map[uint64]int, len(t.ids)+1)
-	other := -1
-	add := func(n Namespace, slot uint32) (int, error) {
+	add := func(n Namespace, slot uint32) error {
 		if err := t.addCounts(&n, slot); err != nil {
-			return 0, err
+			return err
 		}
 		t.namespaces = append(t.namespaces, n)
-		return len(t.namespaces) - 1, nil
+		return nil
+	}
+	// Other first. It has members from the first on that found no place.
+	if err := add(Namespace{Members: []NamespaceID{}}, otherNamespaces); err != nil {
+		return nil, err
 	}
 	for i, id := range t.ids {
-		if slot := t.slots[i]; slot.Number != 0 {
-			if places[id], err = add(Namespace{ID: namespaceID(id, slot.Inum)}, slot.Number); err != nil {
-				return nil, err
-			}
-			continue
+		slot := t.slots[i]
+		if slot.Number == otherNamespaces {
+			other := &t.namespaces[0]
+			other.Members = append(other.Members, namespaceID(id, slot.Inum))
+			continue // in the place 0
 		}
-		if other < 0 {
-			if other, err = add(Namespace{}, 0); err != nil {
-				return nil, err
-			}
+		places[id] = len(t.namespaces)
+		if err := add(Namespace{ID: namespaceID(id, slot.Inum)}, slot.Number); err != nil {
+			return nil, err
 		}
-		places[id] = other
-		n := &t.namespaces[other]
-		n.Members = append(n.Members, namespaceID(id, t.slots[i].Inum))
 	}
-	t.events, t.eventsN, err = batch(t.maps["events"], t.events, t.eventsN)
-	if err != nil {
-		return nil, fmt.Errorf("read events: %w", err)
+	if err := t.readEvents(); err != nil {
+		return nil, err
 	}
 	for i, e := range t.events {
-		if place, ok := places[e.Namespace]; ok { // else its slot was given back
-			t.addEvent(&t.namespaces[place], e, t.eventsN[i])
-		}
+		t.addEvent(&t.namespaces[places[e.Namespace]], e, t.eventsN[i])
 	}
+	t.namespaces[0].addEvents(&t.left)
 	return t.namespaces, nil
+}
+
+func (t *Tracker) readEvents() (err error) {
+	t.events, t.eventsN, err = batch(t.maps["events"], t.events, t.eventsN)
+	if err != nil {
+		return fmt.Errorf("read events: %w", err)
+	}
+	return nil
+}
+
+// addEvents adds the rare events of o.
+func (n *Namespace) addEvents(o *Namespace) {
+	for edge, count := range o.Unexpected {
+		if n.Unexpected == nil {
+			n.Unexpected = make(map[tcpstate.Edge]uint64)
+		}
+		n.Unexpected[edge] += count
+	}
+	for i, count := range o.ConnectFailures {
+		n.ConnectFailures[i] += count
+	}
+	for reason, count := range o.ResetsSent {
+		if n.ResetsSent == nil {
+			n.ResetsSent = make(map[string]uint64)
+		}
+		n.ResetsSent[reason] += count
+	}
+	n.ResetsReceived += o.ResetsReceived
 }
 
 func namespaceID(id uint64, inode uint32) NamespaceID {
@@ -292,45 +324,75 @@ func (t *Tracker) StateSeconds() (*[tcpstate.Count]Histogram, error) {
 	return states, nil
 }
 
-// Forget removes what happened in a namespace that is gone.
-func (t *Tracker) Forget(id NamespaceID) error {
-	var slot statesSlot
-	switch err := t.maps["slots"].Lookup(id.key(), &slot); {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-	case err != nil:
-		return fmt.Errorf("find namespace: %w", err)
-	default:
-		if err := t.maps["slots"].Delete(id.key()); err != nil {
+// Forget removes what happened in namespaces that are gone. What Other counted of
+// its members stays in its sum.
+func (t *Tracker) Forget(ids ...NamespaceID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := t.readEvents(); err != nil {
+		return err
+	}
+	forgotten := make(map[uint64]statesSlot, len(ids))
+	for _, id := range ids {
+		var slot statesSlot
+		err := t.maps["slots"].Lookup(id.key(), &slot)
+		if err == nil {
+			err = t.maps["slots"].Delete(id.key())
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			continue
+		case err != nil:
 			return fmt.Errorf("forget namespace: %w", err)
 		}
-		if slot.Number == 0 {
-			break
-		}
-		clear(t.perCPU)
-		if err := t.maps["namespaces"].Put(slot.Number, t.perCPU); err != nil {
-			return fmt.Errorf("clear counts of namespace: %w", err)
-		}
-		if t.opts.PerNamespace {
-			clear(t.seconds)
-			if err := t.maps["state_seconds"].Put(slot.Number, t.seconds); err != nil {
-				return fmt.Errorf("clear times in states: %w", err)
-			}
-		}
-		if err := t.maps["free_slots"].Put(nil, slot.Number); err != nil {
-			return fmt.Errorf("give back slot: %w", err)
-		}
-	}
-	var err error
-	if t.events, t.eventsN, err = batch(t.maps["events"], t.events, t.eventsN); err != nil {
-		return fmt.Errorf("read events: %w", err)
-	}
-	for i := range t.events {
-		if t.events[i].Namespace != id.key() {
+		forgotten[id.key()] = slot
+		if slot.Number == otherNamespaces {
 			continue
 		}
-		if err := t.maps["events"].Delete(t.events[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := t.giveBack(slot.Number); err != nil {
+			return err
+		}
+	}
+	for i, e := range t.events {
+		slot, ok := forgotten[e.Namespace]
+		if !ok {
+			continue
+		}
+		if slot.Number == otherNamespaces {
+			t.addEvent(&t.left, e, t.eventsN[i])
+		}
+		if err := t.maps["events"].Delete(e); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("forget events: %w", err)
 		}
+	}
+	return nil
+}
+
+// giveBack clears a slot, of which no CPU must know any more, for the next namespace.
+func (t *Tracker) giveBack(slot uint32) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return err
+	}
+	clearSlot := func(name string, key uint32, zeros any) error {
+		if err := t.maps[name].Put(key, zeros); err != nil {
+			return fmt.Errorf("clear %s of a namespace: %w", name, err)
+		}
+		return nil
+	}
+	err = errors.Join(
+		clearSlot("last_slots", 0, make([]uint64, cpus)),
+		clearSlot("namespaces", slot, make([]statesNamespaceCounts, cpus)),
+	)
+	if t.opts.PerNamespace {
+		err = errors.Join(err, clearSlot("state_seconds", slot, make([]statesStateHistograms, cpus)))
+	}
+	if err != nil {
+		return err
+	}
+	if err := t.maps["free_slots"].Put(nil, slot); err != nil {
+		return fmt.Errorf("give back slot: %w", err)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ const (
 	resetsMapCpus           = "cpus"
 	resetsMapEvents         = "events"
 	resetsMapFreeSlots      = "free_slots"
+	resetsMapLastSlots      = "last_slots"
 	resetsMapLost           = "lost"
 	resetsMapNamespaces     = "namespaces"
 	resetsMapSlots          = "slots"
@@ -80,6 +81,7 @@ type resetsMapSpecs struct {
 	Cpus       *ebpf.MapSpec `ebpf:"cpus"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
+	LastSlots  *ebpf.MapSpec `ebpf:"last_slots"`
 	Lost       *ebpf.MapSpec `ebpf:"lost"`
 	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
@@ -115,6 +117,7 @@ type resetsMaps struct {
 	Cpus       *ebpf.Map `ebpf:"cpus"`
 	Events     *ebpf.Map `ebpf:"events"`
 	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
+	LastSlots  *ebpf.Map `ebpf:"last_slots"`
 	Lost       *ebpf.Map `ebpf:"lost"`
 	Namespaces *ebpf.Map `ebpf:"namespaces"`
 	Slots      *ebpf.Map `ebpf:"slots"`
@@ -125,6 +128,7 @@ func (m *resetsMaps) Close() error {
 		m.Cpus,
 		m.Events,
 		m.FreeSlots,
+		m.LastSlots,
 		m.Lost,
 		m.Namespaces,
 		m.Slots,

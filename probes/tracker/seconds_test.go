@@ -49,8 +49,8 @@ func (w *stopwatch) stop(after time.Duration, end func()) {
 
 func (w *stopwatch) check(what string, h *Histogram) {
 	w.tb.Helper()
-	if h.Count() != 1 || h.Sum < w.low || h.Sum > w.high {
-		w.tb.Errorf("%s: %d times, in all %s, want one of %s to %s", what, h.Count(), h.Sum, w.low, w.high)
+	if h.Count() != 1 || h.Sum < w.low.Seconds() || h.Sum > w.high.Seconds() {
+		w.tb.Errorf("%s: %d times, in all %g s, want one of %s to %s", what, h.Count(), h.Sum, w.low, w.high)
 	}
 	for i, n := range h.Buckets {
 		if n != 0 && (i < w.bucketLow || i > w.bucketHigh) {
@@ -193,7 +193,7 @@ func TestStateSecondsOfTheNode(t *testing.T) {
 		}
 		h, earlier := now[closeWait], before[closeWait]
 		grown := h.Buckets[b] - earlier.Buckets[b]
-		return grown > 0 && h.Sum-earlier.Sum >= day
+		return grown > 0 && h.Sum-earlier.Sum >= day.Seconds()
 	})
 	n := happened(t, tr, identify(t, ns))
 	if n.States != nil || tr.StatesPerNamespace() {

@@ -52,6 +52,7 @@ const (
 	statesMapCpus                 = "cpus"
 	statesMapEvents               = "events"
 	statesMapFreeSlots            = "free_slots"
+	statesMapLastSlots            = "last_slots"
 	statesMapLost                 = "lost"
 	statesMapNamespaces           = "namespaces"
 	statesMapSlots                = "slots"
@@ -120,6 +121,7 @@ type statesMapSpecs struct {
 	Cpus         *ebpf.MapSpec `ebpf:"cpus"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
+	LastSlots    *ebpf.MapSpec `ebpf:"last_slots"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
 	Namespaces   *ebpf.MapSpec `ebpf:"namespaces"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -160,6 +162,7 @@ type statesMaps struct {
 	Cpus         *ebpf.Map `ebpf:"cpus"`
 	Events       *ebpf.Map `ebpf:"events"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
+	LastSlots    *ebpf.Map `ebpf:"last_slots"`
 	Lost         *ebpf.Map `ebpf:"lost"`
 	Namespaces   *ebpf.Map `ebpf:"namespaces"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -172,6 +175,7 @@ func (m *statesMaps) Close() error {
 		m.Cpus,
 		m.Events,
 		m.FreeSlots,
+		m.LastSlots,
 		m.Lost,
 		m.Namespaces,
 		m.Slots,

@@ -19,6 +19,7 @@ const (
 	syscallsMapCpus             = "cpus"
 	syscallsMapEvents           = "events"
 	syscallsMapFreeSlots        = "free_slots"
+	syscallsMapLastSlots        = "last_slots"
 	syscallsMapListeners        = "listeners"
 	syscallsMapLost             = "lost"
 	syscallsMapNamespaces       = "namespaces"
@@ -85,6 +86,7 @@ type syscallsMapSpecs struct {
 	Cpus       *ebpf.MapSpec `ebpf:"cpus"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
+	LastSlots  *ebpf.MapSpec `ebpf:"last_slots"`
 	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
 	Lost       *ebpf.MapSpec `ebpf:"lost"`
 	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
@@ -121,6 +123,7 @@ type syscallsMaps struct {
 	Cpus       *ebpf.Map `ebpf:"cpus"`
 	Events     *ebpf.Map `ebpf:"events"`
 	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
+	LastSlots  *ebpf.Map `ebpf:"last_slots"`
 	Listeners  *ebpf.Map `ebpf:"listeners"`
 	Lost       *ebpf.Map `ebpf:"lost"`
 	Namespaces *ebpf.Map `ebpf:"namespaces"`
@@ -133,6 +136,7 @@ func (m *syscallsMaps) Close() error {
 		m.Cpus,
 		m.Events,
 		m.FreeSlots,
+		m.LastSlots,
 		m.Listeners,
 		m.Lost,
 		m.Namespaces,

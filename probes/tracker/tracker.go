@@ -19,7 +19,7 @@ const minExponent = -20
 // of that, the first all below, too, the last all above, too.
 type Histogram struct {
 	Buckets [Buckets]uint64 // not cumulative
-	Sum     time.Duration
+	Sum     float64         // in seconds
 }
 
 // Exponent is that of bucket i's upper bound, 2^Exponent(i) s.
@@ -89,8 +89,8 @@ type NamespaceID struct {
 // look, or since the namespace began.
 type Namespace struct {
 	ID NamespaceID
-	// Members are those that found no place and are summed here; nil for a
-	// namespace of its own.
+	// Members are those that found no place and are summed here, maybe none;
+	// nil for a namespace of its own.
 	Members []NamespaceID
 	// Transitions counts edges by their tcpstate.Index.
 	Transitions [tcpstate.MaxEdges]uint64

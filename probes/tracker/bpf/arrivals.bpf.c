@@ -33,6 +33,17 @@ static __always_inline void raise(__u64 *peak, __u64 value)
 	}
 }
 
+/* joins_connection tells whether a child is a further path of an MPTCP connection
+ * (MP_JOIN, RFC 8684), which nobody accepts.
+ */
+static __always_inline int joins_connection(__u64 child)
+{
+	if (!bpf_core_field_exists(struct mptcp_subflow_context, mp_join) || !CAST(child, struct tcp_sock)->is_mptcp)
+		return 0;
+	return BPF_CORE_READ_BITFIELD_PROBED(
+		(struct mptcp_subflow_context *)LOADP(child, struct inet_connection_sock, icsk_ulp_data), mp_join);
+}
+
 /* It comes twice for a connection: the first time after the child's change of
  * state on this CPU, when the child is in the queue.
  */
@@ -43,14 +54,17 @@ int BPF_PROG(connection_arrived, struct sock *sk)
 	struct listener_counts *l;
 	struct cpu *cpu;
 	__u32 zero = 0;
+	int joins;
 
 	if (!listens(sk))
 		return 0;
 	cpu = bpf_map_lookup_elem(&cpus, &zero);
-	if (!cpu || !cpu->child || cpu->child_net != (__u64)sk->__sk_common.skc_net.net ||
-	    cpu->child_port != sk->__sk_common.skc_num)
+	if (!cpu || !cpu->child || cpu->child_net != (__u64)sk->__sk_common.skc_net.net)
 		return 0;
+	joins = joins_connection(cpu->child);
 	cpu->child = 0;
+	if (joins)
+		return 0;
 	l = counts_of(sk);
 	if (!l)
 		return 0;
@@ -71,6 +85,9 @@ int BPF_PROG(final_ack_refused, struct sk_buff *skb, void *location, __u32 reaso
 	__u32 drop = DROP_ACCEPT_QUEUE_FULL_ACK;
 
 	if (reason != listen_overflow || !sk || !listens(sk))
+		return 0;
+	/* The kernel says so, too, where it has no memory for the child. */
+	if (sk->sk_ack_backlog <= sk->sk_max_ack_backlog)
 		return 0;
 	l = counts_of(sk);
 	if (!l)

@@ -9,14 +9,12 @@
 
 /* What a CPU remembers from one program to the next. */
 struct cpu {
-	__u64 namespace; /* the last one: id << 16 | slot */
 	/* The child that was made of a request last and whose arrival at its
 	 * listener is still to come: tcp_child_process does both in one softirq.
 	 */
 	__u64 child;
 	__u64 child_since;
 	__u64 child_net;
-	__u32 child_port;
 };
 
 struct {
@@ -86,7 +84,7 @@ static __always_inline void observe(struct histogram *h, __u64 ns)
 	if (bucket >= HISTOGRAM_BUCKETS)
 		return;
 	add(&h->buckets[bucket], 1);
-	add(&h->sum, ns);
+	add(&h->sum, (ns + 512) >> 10);
 }
 
 #endif

@@ -17,6 +17,16 @@ struct {
 	__type(value, struct slot);
 } slots SEC(".maps");
 
+/* The last namespace of each CPU: id << 16 | slot. User space clears it before it
+ * gives a slot back.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} last_slots SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, 1);
@@ -56,17 +66,21 @@ static __noinline __u32 find_slot(__u64 id, __u32 inum)
 	return OTHER_NAMESPACES;
 }
 
-/* A cookie is never used again, so what a CPU remembers of one never gets old. */
-static __always_inline __u32 slot_of(struct cpu *cpu, struct net *net)
+/* A cookie is never used again, an inode number is. */
+static __always_inline __u32 slot_of(struct net *net)
 {
-	__u64 id = namespace_id(net), last = *(volatile __u64 *)&cpu->namespace;
-	__u32 slot;
+	__u64 id = namespace_id(net), last;
+	__u32 zero = 0, slot;
+	volatile __u64 *memo = bpf_map_lookup_elem(&last_slots, &zero);
 
+	if (!memo)
+		return OTHER_NAMESPACES;
+	last = *memo;
 	if (last >> 16 == id)
 		return (__u16)last;
 	slot = find_slot(id, net->ns.inum);
 	if (bpf_core_field_exists(struct net, net_cookie))
-		*(volatile __u64 *)&cpu->namespace = id << 16 | slot;
+		*memo = id << 16 | slot;
 	return slot;
 }
 
@@ -77,6 +91,8 @@ static __noinline int count_event(struct net *net, __u32 kind, __u32 detail)
 
 	if (!n) {
 		find_slot(event.namespace, net->ns.inum);
+		if (!bpf_map_lookup_elem(&slots, &event.namespace))
+			event.namespace = 0; /* of those without a place */
 		bpf_map_update_elem(&events, &event, &zero, BPF_NOEXIST);
 		n = bpf_map_lookup_elem(&events, &event);
 	}

@@ -98,16 +98,14 @@ count_edge(struct sock *sk, struct net *net, __u32 slot, __u32 from, __u32 to, i
 	return counts;
 }
 
-/* remember_child until sk_data_ready tells whose child it is. On older kernels it
- * has its listener's cookie, on newer ones its own: the port is its listener's
- * on all.
+/* remember_child until sk_data_ready tells whose child it is. It has its listener's
+ * cookie and port on older kernels, its own on newer ones.
  */
 static __always_inline void remember_child(struct sock *sk, struct cpu *cpu, __u64 now)
 {
 	cpu->child = (__u64)sk;
 	cpu->child_since = now;
 	cpu->child_net = (__u64)sk->__sk_common.skc_net.net;
-	cpu->child_port = sk->__sk_common.skc_num;
 }
 
 /* begins_life tells a socket's first change of state from those of its life. */
@@ -168,7 +166,7 @@ static __always_inline int change_state(struct sock *sk, __u32 from, __u32 to, i
 	if (!cpu)
 		return 0;
 	net = sk->__sk_common.skc_net.net;
-	slot = slot_of(cpu, net);
+	slot = slot_of(net);
 	counts = count_edge(sk, net, slot, from, to, timed);
 	if (!counts || !timed)
 		return 0;

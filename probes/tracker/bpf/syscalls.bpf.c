@@ -8,6 +8,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#define SOCK_STREAM 1
 #define EPERM 1
 #define EACCES 13
 #define EINVAL 22
@@ -61,6 +62,8 @@ static __always_inline __u64 tcp_socket(__u32 fd)
 	if (!socket || LOADP(socket, struct socket, file) != file)
 		return 0;
 	sk = LOADP(socket, struct socket, sk);
+	if (CAST(sk, struct sock)->sk_type != SOCK_STREAM)
+		return 0;
 	protocol = CAST(sk, struct sock)->sk_protocol;
 	if (protocol == IPPROTO_MPTCP && bpf_core_field_exists(struct mptcp_sock, first)) {
 		sk = LOADP(sk, struct mptcp_sock, first);
@@ -79,32 +82,20 @@ static __always_inline struct listener_counts *counts_of(__u64 sk)
 	return find_listener(cookie ? cookie : sk, (struct sock *)sk);
 }
 
-/* Another thread may have put another socket where the listener was. A child that
- * was reset has no skc_num any more.
- */
-static __always_inline int is_child_of(__u64 child, __u64 listener)
-{
-	return CAST(child, struct inet_sock)->inet_sport == CAST(listener, struct inet_sock)->inet_sport &&
-	       LOADP(child, struct sock_common, skc_net.net) == LOADP(listener, struct sock_common, skc_net.net);
-}
-
 static __noinline int accepted(__u32 fd)
 {
-	__u64 child = tcp_socket(fd), listener, now = bpf_ktime_get_ns();
-	struct listener_counts *l;
+	__u64 child = tcp_socket(fd), listener = tcp_socket(FIRST_ARGUMENT()), now = bpf_ktime_get_ns();
+	struct listener_counts *l = listener ? counts_of(listener) : NULL;
 	struct place *place;
 
-	if (!child)
-		return 0;
-	listener = tcp_socket(FIRST_ARGUMENT());
-	l = listener && is_child_of(child, listener) ? counts_of(listener) : NULL;
 	if (!l) {
-		lose(LOST_ACCEPTS);
+		if (child) /* another thread has closed the listener */
+			lose(LOST_ACCEPTS);
 		return 0;
 	}
 	add(&l->accepts, 1);
 	l->last_accept = now;
-	place = find_socket(child);
+	place = child ? find_socket(child) : NULL;
 	if (place && place->arrived)
 		observe(&l->accept_wait, now - place->arrived);
 	return 0;

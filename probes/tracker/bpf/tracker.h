@@ -10,7 +10,9 @@
 #define HISTOGRAM_FIRST 10	 /* 2^10 ticks of 2^-30 s are the first bucket's bound, 2^-20 s */
 #define OTHER_NAMESPACES 0	 /* the slot of those that found no place */
 
-/* histogram counts durations; sum is in nanoseconds. */
+/* histogram counts durations; sum is in units of 2^10 ns: a hundred thousand sockets
+ * add a day to it every second.
+ */
 struct histogram {
 	__u64 buckets[HISTOGRAM_BUCKETS];
 	__u64 sum;
