@@ -1,6 +1,8 @@
 package tracker
 
 import (
+	"errors"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -248,5 +250,65 @@ func TestNamespacesAreBounded(t *testing.T) {
 	tr := openTracker(t, Options{Namespaces: 1 << 30})
 	if got := tr.maps["namespaces"].MaxEntries(); got > 1<<16 {
 		t.Errorf("room for %d namespaces", got)
+	}
+}
+
+// What Other counted of a namespace stays when that is forgotten: counters do not
+// fall.
+func TestForgottenMemberStaysInOther(t *testing.T) {
+	closeShared(t)
+	tr := openTracker(t, Options{Namespaces: 1})
+	other := func() *Namespace {
+		list, err := tr.Namespaces()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list[0].Members == nil {
+			t.Fatalf("the first is %+v", list[0])
+		}
+		return &list[0]
+	}
+	var members []NamespaceID
+	for range 3 {
+		ns := scenario.NewNamespace(t)
+		act(t, ns)
+		members = append(members, identify(t, ns))
+	}
+	before := *other()
+	if before.ConnectFailures[ConnectRefused] < 4 || before.ResetsReceived < 4 || len(before.Members) < 2 {
+		t.Fatalf("other is %+v", before)
+	}
+	if err := tr.Forget(members...); err != nil {
+		t.Fatal(err)
+	}
+	after := other()
+	if after.ConnectFailures[ConnectRefused] < before.ConnectFailures[ConnectRefused] || after.ResetsReceived < before.ResetsReceived ||
+		total(after.ResetsSent) < total(before.ResetsSent) || count(after, synSent, closed) < count(&before, synSent, closed) {
+		t.Errorf("other was\n%+v, is\n%+v", before, after)
+	}
+	for _, id := range members {
+		if slices.Contains(after.Members, id) {
+			t.Errorf("%v is still a member", id)
+		}
+	}
+}
+
+// A raw socket that carries TCP is none of TCP's.
+func TestRawSocketIsNoConnect(t *testing.T) {
+	ns := scenario.NewNamespace(t)
+	id := identify(t, ns)
+	tr := openTracker(t, everything)
+	ns.Do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{198, 51, 100, 1}}); !errors.Is(err, unix.ENETUNREACH) {
+			t.Fatalf("connect without a route: %v", err)
+		}
+	})
+	if n := happened(t, tr, id); failuresOf(&n) != 0 {
+		t.Errorf("failures %v", failures(&n))
 	}
 }
