@@ -151,8 +151,7 @@ func stopServer(server *http.Server) {
 	}
 }
 
-// announce says where to look and what works here. What does not was said by
-// the probes, with the reason.
+// announce says where to look, what works here, and why the rest does not.
 func announce(logger *slog.Logger, cfg *config, listeners []net.Listener, n node) {
 	for _, l := range listeners {
 		if *cfg.web.WebConfigFile != "" { // http or https, the toolkit's log tells
@@ -171,15 +170,20 @@ func announce(logger *slog.Logger, cfg *config, listeners []net.Listener, n node
 }
 
 func probeNames(list []probes.Probe) (attached, missing string) {
-	var yes, no []string
-	for _, p := range list {
+	var yes, no, reasons []string
+	for i, p := range list {
 		if p.Attached {
 			yes = append(yes, p.Name+" ("+p.Mechanism+")")
-		} else {
-			no = append(no, p.Name)
+			continue
+		}
+		no = append(no, p.Name)
+		if i+1 == len(list) || list[i+1].Attached || list[i+1].Reason != p.Reason {
+			no[len(no)-1] += ": " + p.Reason // of all since the last one
+			reasons = append(reasons, strings.Join(no, ", "))
+			no = nil
 		}
 	}
-	return strings.Join(yes, ", "), strings.Join(no, ", ")
+	return strings.Join(yes, ", "), strings.Join(reasons, "; ")
 }
 
 // localURL is how a browser on this machine reaches a listener.

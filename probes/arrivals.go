@@ -60,6 +60,7 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 	}
 	for _, s := range l.all {
 		s.trackedPeak, s.trackedPeakRatio, s.unseen = 0, 0, false
+		s.requested, s.requests = 0, 0
 	}
 	for i := range listeners {
 		e := &listeners[i]
@@ -84,9 +85,18 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		a.add(e, clock)
 		a.set.trackedPeak = max(a.set.trackedPeak, e.Peak)
 		a.set.trackedPeakRatio = max(a.set.trackedPeakRatio, e.PeakRatio)
+		if s != nil && e.LastListen > 0 {
+			a.set.requested += int64(e.Backlog)
+			a.set.requests++
+		}
 		if s != nil && l.knows.accepts {
 			l.forgiven += a.balance(s, e, l.last)
 			a.set.unseen = a.set.unseen || a.unseen > 0
+		}
+	}
+	for _, s := range l.all { // as limits are: of all sockets together
+		if s.Live {
+			s.BacklogRequested, s.BacklogRequestedKnown = s.requested, s.requests == s.Sockets
 		}
 	}
 }
@@ -102,6 +112,7 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 		a.set = l.place(e)
 	}
 	if a.set == nil {
+		l.nobodys++
 		return
 	}
 	a.add(e, clock)
@@ -109,14 +120,19 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 	a.set.peakRatio[0] = max(a.set.peakRatio[0], e.PeakRatio)
 }
 
-// place finds the set of a socket that came and went between two samples, by its
-// labels; nil where its namespace went, too.
+// place finds the set of a socket that came and went between two reads, by its
+// labels; nil where its namespace went, too, before anybody saw the socket.
 func (l *ledger) place(e *tracker.Listener) *set {
 	r := census.Listener{Inode: e.Namespace.Inode, NetnsCookie: e.Namespace.Cookie, Address: e.Address}
 	if e.Interface != 0 {
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}
 	if !l.exists(r.Inode, r.NetnsCookie) {
+		for _, s := range l.all {
+			if s.own && s.Inode == r.Inode && s.cookie == r.NetnsCookie && s.Address == address(&r) {
+				return s
+			}
+		}
 		return nil
 	}
 	brief := &socket{listener: r}
@@ -146,10 +162,6 @@ func (a *arrival) add(e *tracker.Listener, clock func(time.Duration) time.Time) 
 		if at := clock(e.LastAccept); at.After(s.LastAccept) {
 			s.LastAccept = at
 		}
-	}
-	if e.LastListen > s.lastListen {
-		s.lastListen = e.LastListen
-		s.BacklogRequested, s.BacklogRequestedKnown = int64(e.Backlog), true
 	}
 	a.seen = *e
 }

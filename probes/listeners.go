@@ -55,6 +55,8 @@ type ledger struct {
 	sample   uint64    // its number
 
 	overCap     uint64 // addresses that were put under Other
+	nobodys     uint64 // sockets that the tracker alone saw, of namespaces that are gone
+	evicted     uint64 // sets that gave way to others before their time
 	forgiven    uint64 // accepts that went by unseen and are not waited for
 	lateSamples uint64 // samples that should have been taken and were not
 }
@@ -77,8 +79,9 @@ type set struct {
 	// The same from the tracker, at arrivals.
 	trackedPeak      uint64
 	trackedPeakRatio float64
-	unseen           bool // accepts are missing
-	lastListen       time.Duration
+	unseen           bool  // accepts are missing
+	requested        int64 // sum of the backlogs that its sockets asked for
+	requests         int   // sockets that are known to have asked
 }
 
 // knowledge is what the tracker can tell of listeners.
@@ -314,6 +317,7 @@ func (l *ledger) room() bool {
 	if first == nil {
 		return false
 	}
+	l.evicted++
 	l.remove(first)
 	return true
 }

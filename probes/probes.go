@@ -523,6 +523,8 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	s.Listeners = p.ledger.snapshot()
 	s.Lost["listeners_over_cap"] = p.ledger.overCap
 	s.Lost["listener_samples"] = p.ledger.lateSamples
+	s.Lost["listeners_gone"] = p.ledger.nobodys
+	s.Lost["listeners_evicted"] = p.ledger.evicted
 	forgiven := p.ledger.forgiven
 	p.listeners.Unlock()
 

@@ -301,7 +301,7 @@ func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (
 		sum.SynackRetransmits += l.Took.SynackRetransmits
 		sum.IgnoredACKs += l.Took.IgnoredACKs
 		sum.ResetACKs += l.Took.ResetACKs
-		sum.Requested = l.Took.Requested
+		sum.Requested += l.Took.Requested
 		sum.ShortPeak = max(sum.ShortPeak, l.Took.ShortPeak)
 	}
 	for address, w := range took {

@@ -18,11 +18,13 @@ type tracked struct {
 	tracker    *tracker.Tracker
 	namespaces map[tracker.NamespaceID]*trackedNamespace
 	other      tracker.Namespace // what happened in all that are called Other
+	nobodys    uint64            // namespaces that were gone before the census saw them
 }
 
 type trackedNamespace struct {
 	other  bool              // it is called Other, as long as it exists
 	summed tracker.Namespace // what of it is in the sum of Other
+	seen   bool              // by the census
 	missed int               // sweeps in a row for which it did not exist
 }
 
@@ -99,6 +101,7 @@ func (t *tracked) count(r *registry) ([]tracker.Namespace, error) {
 			t.namespaces[n.ID] = known
 		}
 		name, listed := r.find(n.ID.Inode, n.ID.Cookie)
+		known.seen = known.seen || listed
 		known.other = known.other || len(n.Members) > 0 || listed && name == Other
 		if known.other {
 			addSince(&t.other, n, &known.summed)
@@ -119,6 +122,7 @@ func (t *tracked) add(s *Snapshot, r *registry) error {
 		return err
 	}
 	maps.Copy(s.Lost, lost)
+	s.Lost["namespaces_gone"] = t.nobodys
 	if s.StateSeconds, err = t.tracker.StateSeconds(); err != nil {
 		return err
 	}
@@ -195,6 +199,9 @@ func (t *tracked) sweep(r *registry) error {
 				known.missed = 0
 			} else if known.missed++; known.missed >= missedSweeps {
 				gone = append(gone, id)
+				if !known.seen && list[i].Members == nil {
+					t.nobodys++
+				}
 				delete(t.namespaces, id)
 			}
 		}

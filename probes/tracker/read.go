@@ -3,6 +3,7 @@ package tracker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 	"unsafe"
@@ -150,12 +151,15 @@ func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listene
 	for i := range c.Peak {
 		if c.Peak[i]>>32+1 >= minute {
 			l.Peak = max(l.Peak, uint64(uint32(c.Peak[i])))
-			l.PeakRatio = max(l.PeakRatio, float64(uint32(c.PeakRatio[i]))/(1<<16))
+			l.PeakRatio = max(l.PeakRatio, ratio(uint32(c.PeakRatio[i])))
 		}
 	}
 	copyHistogram(&l.AcceptWait, &c.AcceptWait.Buckets, c.AcceptWait.Sum)
 	return l
 }
+
+// ratio is in units of 2^-31, of which nine digits are right.
+func ratio(units uint32) float64 { return math.Round(float64(units)/(1<<31)*1e9) / 1e9 }
 
 func copyHistogram(h *Histogram, buckets *[Buckets]uint64, sum uint64) {
 	for i, n := range buckets {

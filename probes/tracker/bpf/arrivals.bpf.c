@@ -73,7 +73,7 @@ int BPF_PROG(connection_arrived, struct sock *sk)
 	length = sk->sk_ack_backlog;
 	limit = sk->sk_max_ack_backlog;
 	raise(&l->peak[minute & 1], minute << 32 | length);
-	raise(&l->peak_ratio[minute & 1], minute << 32 | (__u32)((length << 16) / (limit + 1)));
+	raise(&l->peak_ratio[minute & 1], minute << 32 | (__u32)(((length << 31) + limit / 2) / (limit + 1)));
 	return 0;
 }
 

@@ -59,7 +59,7 @@ struct listener_counts {
 	__u64 drops[DROP_REASONS];
 	/* Highest in an even and in an odd minute: minute << 32 | value. */
 	__u64 peak[2];
-	__u64 peak_ratio[2]; /* length / (limit + 1) in units of 2^-16 */
+	__u64 peak_ratio[2]; /* length / (limit + 1) in units of 2^-31 */
 	struct histogram accept_wait;
 };
 
