@@ -170,6 +170,45 @@ func TestListenerOfANamespaceThatIsGone(t *testing.T) {
 	}
 }
 
+// A namespace went, but a sample had met its listener: what it counted is shown.
+func TestBriefNamespace(t *testing.T) {
+	b := newTrackedBench(10)
+	r := listener(1, web, 0, 5)
+	r.Inode, r.NetnsCookie = 404, 404
+	b.after(0)
+	b.after(tick, r)
+	e := counted(1, web, 3, 3)
+	e.Namespace = tracker.NamespaceID{Cookie: 404, Inode: 404}
+	b.sweep(t, e)
+	if l := b.find(t, web); l.Connections != 3 || l.Accepts != 3 || b.nobodys != 0 {
+		t.Errorf("%d are nobody's, listener is %+v", b.nobodys, l)
+	}
+	e.Key, e.Address = 2, netip.MustParseAddrPort("0.0.0.0:81")
+	b.sweep(t, e)
+	if b.nobodys != 1 || len(b.all) != 1 {
+		t.Errorf("%d are nobody's, %d sets", b.nobodys, len(b.all))
+	}
+}
+
+// A group asked for what all its sockets asked for; who asked before the agent
+// looked makes it unknown.
+func TestRequestedBacklogOfAGroup(t *testing.T) {
+	b := newTrackedBench(10)
+	b.after(0)
+	both := []census.Listener{listener(1, web, 0, 128), listener(2, web, 0, 128)}
+	first, second := counted(1, web, 0, 0), counted(2, web, 0, 0)
+	first.Backlog, first.LastListen, second.Backlog, second.LastListen = 9999, time.Second, 9999, 2*time.Second
+	b.events(both, first, second)
+	if l := b.find(t, web); !l.BacklogRequestedKnown || l.BacklogRequested != 2*9999 || l.AcceptQueueLimit != 256 {
+		t.Errorf("listener is %+v", l)
+	}
+	second.LastListen = 0
+	b.events(both, first, second)
+	if l := b.find(t, web); l.BacklogRequestedKnown {
+		t.Errorf("listener is %+v", l)
+	}
+}
+
 // A sample that missed the socket is no end of it.
 func TestSocketThatIsMetLate(t *testing.T) {
 	b := newTrackedBench(10)
