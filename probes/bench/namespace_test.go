@@ -19,12 +19,7 @@ func TestMain(m *testing.M) {
 
 // All methods of the bench see the sockets that it makes, and none is left.
 func TestHeldSockets(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root")
-		}
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	const connections, listeners = 50, 7
 	n, err := newNamespace()
 	if err != nil {

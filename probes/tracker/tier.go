@@ -1,5 +1,5 @@
-// Package tracker is the event side of sockq's eBPF. So far it tells what a
-// kernel would allow it; the programs come with the event tracker.
+// Package tracker is the event side of sockq's eBPF: programs on tracepoints that
+// count, in BPF maps, what happens to TCP sockets, and the reading of these maps.
 package tracker
 
 import (
