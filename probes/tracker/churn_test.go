@@ -31,16 +31,18 @@ const (
 //
 // The kernel skips a program that is running on that CPU already: an interrupt
 // found it there. It counts that, about once in a million events; then the
-// test is repeated.
+// test is repeated. Where it hides the time of PID 1 from programs it does not
+// count what it skips.
 func TestChurn(t *testing.T) {
 	connections := 100_000
 	if os.Getenv("CI") != "true" && (testing.Short() || raceDetector) {
 		connections = 10_000
 	}
 	closeShared(t)
+	hides := hidesInit(t)
 	for range 5 {
 		missed, problems := churns(t, connections)
-		if missed == 0 {
+		if missed == 0 && (!hides || problems == nil) {
 			for _, problem := range problems {
 				t.Error(problem)
 			}
@@ -335,6 +337,21 @@ func recordOwners(t *testing.T) *ebpf.Map {
 	}
 	t.Cleanup(func() { attached.Close() })
 	return owners
+}
+
+// hidesInit tells whether this kernel runs no program of anybody else in the time
+// of PID 1, interrupts included: a patch of some microVM kernels.
+func hidesInit(t *testing.T) bool {
+	t.Helper()
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var aux *btf.Struct
+	if err := kernel.TypeByName("bpf_prog_aux", &aux); err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(aux.Members, func(m btf.Member) bool { return m.Name == "init_owned" })
 }
 
 func offset(t *testing.T, kernel *btf.Spec, name, field string) int16 {
