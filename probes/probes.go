@@ -577,7 +577,7 @@ func (p *Probes) probes() []Probe {
 			}
 			if t := program.Type(); t == ebpf.Tracing || t == ebpf.TracePoint {
 				probe.MissesKnown = true
-				probe.Misses += stats.RecursionMisses
+				probe.Misses += p.misses(program, stats)
 			}
 			if stats.RunCount > 0 {
 				probe.StatsKnown = true
@@ -587,6 +587,15 @@ func (p *Probes) probes() []Probe {
 		}
 	}
 	return probes
+}
+
+func (p *Probes) misses(program *ebpf.Program, stats *ebpf.ProgramStats) uint64 {
+	if p.tracked != nil {
+		if missed, err := p.tracked.tracker.Misses(program); err == nil {
+			return missed
+		}
+	}
+	return stats.RecursionMisses
 }
 
 // programs are those of a probe. None after Close.

@@ -2,7 +2,7 @@ package tracker
 
 // The objects are committed; CI compiles them again with the same clang and
 // fails on a difference.
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_counts -type state_histograms -type event -type slot -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" states bpf/states.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_counts -type state_histograms -type event -type slot -type cpu -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" states bpf/states.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" syscalls bpf/syscalls.bpf.c
@@ -68,6 +68,30 @@ type Story struct {
 	Programs  []*ebpf.Program
 }
 
+// Misses are the events of a program that the kernel did not hand over, because it
+// was running on that CPU already: an interrupt or another task came between.
+// None is lost of those that another program took over.
+func (t *Tracker) Misses(p *ebpf.Program) (uint64, error) {
+	stats, err := p.Stats()
+	if err != nil {
+		return 0, fmt.Errorf("read misses: %w", err)
+	}
+	missed := stats.RecursionMisses
+	switch p {
+	case t.changedAgain: // it is the second
+		return 0, nil
+	case t.changed:
+		var cpus []statesCpu
+		if err := t.maps["cpus"].Lookup(uint32(0), &cpus); err != nil {
+			return 0, fmt.Errorf("read what was taken over: %w", err)
+		}
+		for i := range cpus {
+			missed -= min(missed, cpus[i].TakenOver)
+		}
+	}
+	return missed, nil
+}
+
 // Told tells whether the story's programs are attached.
 func (s *Story) Told() bool { return s.Mechanism != mechanismNone }
 
@@ -84,8 +108,10 @@ type Tracker struct {
 	kernel  *btf.Spec
 	maps    map[string]*ebpf.Map
 	stories []Story
-	closers []io.Closer // links, then programs
-	reasons []string    // of RSTs, by number
+	// What the first misses the second takes over.
+	changed, changedAgain *ebpf.Program
+	closers               []io.Closer // links, then programs
+	reasons               []string    // of RSTs, by number
 
 	read
 }
@@ -278,11 +304,16 @@ func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
 		t.untold(fmt.Errorf("needs Linux 5.12 or newer: %w", err), StoryStateSeconds, StoryConnects)
 		return
 	}
-	programs := []*ebpf.Program{changed}
+	t.changed = changed
+	changes := []*ebpf.Program{changed}
+	if t.changedAgain, err = t.attach(spec, "state_changed_again"); err == nil {
+		changes = append(changes, t.changedAgain)
+	}
+	programs := slices.Clone(changes)
 	if destroyed != nil {
 		programs = append(programs, destroyed)
 	}
-	t.told(StoryTransitions, mechanismTPBTF, changed)
+	t.told(StoryTransitions, mechanismTPBTF, changes...)
 	t.told(StoryConnects, mechanismTPBTF, programs...)
 	if t.opts.StateSeconds {
 		t.told(StoryStateSeconds, mechanismTPBTF, programs...)

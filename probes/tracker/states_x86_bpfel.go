@@ -13,6 +13,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type statesCpu struct {
+	_          structs.HostLayout
+	Child      uint64
+	ChildSince uint64
+	ChildNet   uint64
+	Seen       [4]uint64
+	TakenOver  uint64
+}
+
 type statesEvent struct {
 	_         structs.HostLayout
 	Namespace uint64
@@ -60,6 +69,7 @@ const (
 	statesMapStateSeconds         = "state_seconds"
 	statesProgSocketDestroyed     = "socket_destroyed"
 	statesProgStateChanged        = "state_changed"
+	statesProgStateChangedAgain   = "state_changed_again"
 	statesProgStateChangedUntimed = "state_changed_untimed"
 	statesVarDestroyIsTraced      = "destroy_is_traced"
 	statesVarEdges                = "edges"
@@ -111,6 +121,7 @@ type statesSpecs struct {
 type statesProgramSpecs struct {
 	SocketDestroyed     *ebpf.ProgramSpec `ebpf:"socket_destroyed"`
 	StateChanged        *ebpf.ProgramSpec `ebpf:"state_changed"`
+	StateChangedAgain   *ebpf.ProgramSpec `ebpf:"state_changed_again"`
 	StateChangedUntimed *ebpf.ProgramSpec `ebpf:"state_changed_untimed"`
 }
 
@@ -200,6 +211,7 @@ type statesVariables struct {
 type statesPrograms struct {
 	SocketDestroyed     *ebpf.Program `ebpf:"socket_destroyed"`
 	StateChanged        *ebpf.Program `ebpf:"state_changed"`
+	StateChangedAgain   *ebpf.Program `ebpf:"state_changed_again"`
 	StateChangedUntimed *ebpf.Program `ebpf:"state_changed_untimed"`
 }
 
@@ -207,6 +219,7 @@ func (p *statesPrograms) Close() error {
 	return _StatesClose(
 		p.SocketDestroyed,
 		p.StateChanged,
+		p.StateChangedAgain,
 		p.StateChangedUntimed,
 	)
 }

@@ -38,7 +38,7 @@ func TestVerifier(t *testing.T) {
 			programs = append(programs, p)
 		}
 	}
-	if len(programs) != 12 {
+	if len(programs) != 13 {
 		t.Errorf("%d programs", len(programs))
 	}
 	compareVerified(t, programs)
