@@ -101,8 +101,8 @@ func TestRunStatistics(t *testing.T) {
 	}
 	defer loaded.close()
 	only := loaded.only(tracker.StoryTransitions)
-	if len(only.programs) != 1 {
-		t.Fatalf("%d programs see transitions, want 1", len(only.programs))
+	if len(only.programs) != 2 {
+		t.Fatalf("%d programs see transitions, want 2", len(only.programs))
 	}
 	b := &bench{ctx: t.Context(), rounds: 1}
 	w := &work{n: c.n, count: 200, do: c.make}
@@ -110,8 +110,8 @@ func TestRunStatistics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(used) != 1 || used[0].name != only.programs[0].name {
-		t.Fatalf("used are %v, want %s", used, only.programs[0].name)
+	if len(used) != 2 || used[0].name != only.programs[0].name || used[1].name != only.programs[1].name {
+		t.Fatalf("used are %v, want %v", used, only.programs)
 	}
 	for _, p := range append(used, none) {
 		// Sockets of others come on top.
