@@ -7,6 +7,10 @@ build:
 test:
 	bash .ci/test
 
+# Boots five of Debian's kernels in QEMU and runs the probes' tests there.
+test-kernels:
+	go run ./probes/guests
+
 # Compiles the BPF objects again (clang-19, llvm-19 and libbpf-dev from Debian).
 generate:
 	go generate ./...
@@ -15,4 +19,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test generate bench
+.PHONY: build test test-kernels generate bench

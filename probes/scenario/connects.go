@@ -35,7 +35,7 @@ var connects = []Scenario{
 		Name: "retries_used_up", About: "an address does not answer, nor does it the second SYN, which is the last",
 		Families: []Family{IPv4}, // it takes 3 s
 		Play: func(s *Stage) {
-			if kernelAtLeast(6, 5) {
+			if KernelAtLeast(6, 5) {
 				s.NS.Sysctl("net.ipv4.tcp_syn_linear_timeouts", "0")
 			}
 			timesOut(s, s.Socket().Option(unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1))

@@ -137,9 +137,11 @@ func (s *Stage) settle(want Expect) map[uint64]tcpstate.State {
 // boundShown tells whether sock_diag lists bound sockets (TCPF_BOUND_INACTIVE):
 // since 6.8. The release decides, not what sock_diag says, so that a kernel
 // that should and does not fails the test.
-var boundShown = sync.OnceValue(func() bool { return kernelAtLeast(6, 8) })
+var boundShown = sync.OnceValue(func() bool { return KernelAtLeast(6, 8) })
 
-func kernelAtLeast(major, minor int) bool {
+// KernelAtLeast tells whether the kernel's release is that or a later one. Tests
+// decide by it what the kernel owes them.
+func KernelAtLeast(major, minor int) bool {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return false

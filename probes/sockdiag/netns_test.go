@@ -2,6 +2,7 @@ package sockdiag
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
@@ -141,6 +142,21 @@ func cookie(t testing.TB, fd int) uint64 {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// boundShown tells by the release whether sock_diag lists bound sockets: since
+// 6.8.
+func boundShown(t testing.TB) bool {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return major > 6 || major == 6 && minor >= 8
 }
 
 // list is all sockets of q by cookie.

@@ -58,8 +58,12 @@ type acceptRoom struct {
 	l  endpoint
 }
 
+// newAcceptRoom returns nil on kernels that tell of no accepts.
 func newAcceptRoom(t *testing.T) *acceptRoom {
 	t.Helper()
+	if !needs(t, StoryAccepts) {
+		return nil
+	}
 	r := &acceptRoom{T: t, tr: share(t), ns: scenario.NewNamespace(t)}
 	r.id = identify(t, r.ns)
 	r.l = listenIn(t, r.ns, 5)
@@ -86,6 +90,9 @@ func (r *acceptRoom) counts(connections, accepts uint64) {
 
 func TestAcceptByEachCall(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	r.dial(4)
 	for i := range 4 {
 		before, err := monotonic()
@@ -106,6 +113,9 @@ func TestAcceptByEachCall(t *testing.T) {
 // The descriptor that accept() is given need not be the first one.
 func TestAcceptThroughOtherDescriptors(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	r.dial(4)
 	duplicate, err := unix.Dup(r.l.fd)
 	r.l.must(err)
@@ -137,6 +147,9 @@ func TestAcceptThroughOtherDescriptors(t *testing.T) {
 // Processes and threads share a listener.
 func TestAcceptByWorkers(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	const each = 3
 	errs := make(chan error)
 	for range 2 {
@@ -179,6 +192,9 @@ func TestAcceptByWorkers(t *testing.T) {
 
 func TestAcceptThatReturnsNothing(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	r.l.must(unix.SetNonblock(r.l.fd, true))
 	for i := range 4 {
 		if _, errno := acceptBy(r.l.fd, i%2 == 0, 0, 0); errno != unix.EAGAIN {
@@ -198,6 +214,9 @@ func TestAcceptThatReturnsNothing(t *testing.T) {
 // queue, but accept() returned none.
 func TestAcceptWithABadAddress(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	before := lost(t, r.tr)
 	r.dial(3)
 	length := int32(unix.SizeofSockaddrAny)
@@ -219,6 +238,9 @@ func TestAcceptWithABadAddress(t *testing.T) {
 // accepted, and nobody can tell where.
 func TestAcceptOnADescriptorThatIsGone(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	key, address := r.l.cookie(), r.l.address()
 	duplicate, err := unix.Dup(r.l.fd)
 	r.l.must(err)
@@ -260,6 +282,9 @@ func sleeping(tb testing.TB, tid, call int) {
 // A client that is gone before accept() is accepted all the same.
 func TestAcceptOfWhatWasReset(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	for range 2 {
 		dial(t, r.ns, r.l).reset()
 	}
@@ -274,6 +299,9 @@ func TestAcceptOfWhatWasReset(t *testing.T) {
 // What is not accepted ends with the listener.
 func TestNeverAccepted(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	key := r.l.cookie()
 	r.dial(3)
 	r.l.queued(3)
@@ -285,6 +313,9 @@ func TestNeverAccepted(t *testing.T) {
 // MPTCP's own sockets have states, too, that are not TCP's. Its listener is the
 // TCP socket that carries it, which nobody can ask for its cookie.
 func TestAcceptMPTCP(t *testing.T) {
+	if !needs(t, StoryAccepts) {
+		return
+	}
 	tr, ns := share(t), scenario.NewNamespace(t)
 	id := identify(t, ns)
 	has := false

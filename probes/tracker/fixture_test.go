@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -66,7 +67,57 @@ func closeShared(tb testing.TB) {
 
 var everything = Options{Syscalls: true, StateSeconds: true, PerNamespace: true, Namespaces: 2000}
 
-// identify asks the kernel for a namespace's cookie and inode number.
+// since is the kernel that each story needs, major and minor, with tracefs and
+// all rights, as README's table has it.
+var since = map[string][2]int{
+	StoryTransitions: {}, StoryResetsSent: {}, StoryResetsReceived: {},
+	StoryStateSeconds: {5, 12}, StoryConnects: {5, 12}, StorySynackRetransmits: {5, 12},
+	StoryBacklog: {6, 2}, StoryUnroutable: {6, 2},
+	StoryConnections: {6, 3}, StoryAccepts: {6, 3},
+	StoryIgnoredACKs: {6, 17},
+}
+
+// owed tells whether this kernel owes us a story.
+func owed(story string) bool { return scenario.KernelAtLeast(since[story][0], since[story][1]) }
+
+// programsOwed is how many programs a tracker of everything attaches, those to
+// returns of system calls apart.
+func programsOwed() (events, returns int) {
+	events = 4 // changes of state, ends of sockets, RSTs of both directions
+	for _, story := range []string{StorySynackRetransmits, StoryConnections, StoryIgnoredACKs} {
+		if owed(story) {
+			events++
+		}
+	}
+	for story, calls := range map[string]int{StoryAccepts: 2, StoryBacklog: 1, StoryUnroutable: 1} {
+		if owed(story) {
+			returns += calls
+		}
+	}
+	return events, returns
+}
+
+// needs tells whether this kernel is able to tell the stories that a test is
+// about. Where it is not, needs sees that the tracker says so.
+func needs(tb testing.TB, stories ...string) bool {
+	tb.Helper()
+	all := true
+	for _, s := range share(tb).Stories() {
+		if !slices.Contains(stories, s.Name) || owed(s.Name) {
+			continue
+		}
+		all = false
+		if s.Told() || s.Reason == "" {
+			tb.Errorf("%s is told by %s on a kernel that is too old for it", s.Name, s.Mechanism)
+		}
+		tb.Logf("%s: %s", s.Name, s.Reason)
+	}
+	return all
+}
+
+// identify asks the kernel for a namespace's cookie and inode number. Namespaces
+// without a cookie use each other's numbers again: what the shared tracker knows
+// of another one is forgotten.
 func identify(tb testing.TB, ns *scenario.Namespace) (id NamespaceID) {
 	tb.Helper()
 	ns.Do(func() {
@@ -75,11 +126,19 @@ func identify(tb testing.TB, ns *scenario.Namespace) (id NamespaceID) {
 			tb.Fatal(err)
 		}
 		defer unix.Close(fd)
+		if !scenario.KernelAtLeast(5, 14) {
+			return
+		}
 		if id.Cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
 			tb.Fatal(err)
 		}
 	})
 	id.Inode = ns.Inode()
+	if id.Cookie == 0 && shared != nil {
+		if err := shared.Forget(id); err != nil {
+			tb.Fatal(err)
+		}
+	}
 	return id
 }
 

@@ -12,6 +12,9 @@ import (
 )
 
 func TestBacklogs(t *testing.T) {
+	if !needs(t, StoryBacklog) {
+		return
+	}
 	tr, s := share(t), scenario.NewStage(t, scenario.IPv4)
 	id := identify(t, s.NS)
 	s.NS.Sysctl("net.core.somaxconn", "128")
@@ -49,6 +52,9 @@ func TestBacklogs(t *testing.T) {
 }
 
 func TestAddresses(t *testing.T) {
+	if !needs(t, StoryBacklog) {
+		return
+	}
 	tr, ns := share(t), scenario.NewNamespace(t)
 	id := identify(t, ns)
 	type where struct {
@@ -92,6 +98,9 @@ func TestAddresses(t *testing.T) {
 // same, and what was taken meanwhile is not counted twice nor lost.
 func TestListensAgain(t *testing.T) {
 	r := newAcceptRoom(t)
+	if r == nil {
+		return
+	}
 	key := r.l.cookie()
 	take := func(want tally) {
 		t.Helper()
@@ -132,6 +141,9 @@ func TestListensAgain(t *testing.T) {
 // Nobody asked a listener for its cookie before the tracker came: its address in
 // the kernel is the key until a connection comes, then it has a cookie.
 func TestListenerOlderThanTheTracker(t *testing.T) {
+	if !needs(t, StoryAccepts) {
+		return
+	}
 	closeShared(t)
 	ns := scenario.NewNamespace(t)
 	nameless, named := listenIn(t, ns, 5), listenIn(t, ns, 5)
@@ -194,6 +206,9 @@ func TestListenerOlderThanTheTracker(t *testing.T) {
 
 // A burst that is over within milliseconds.
 func TestPeak(t *testing.T) {
+	if !needs(t, StoryConnections) {
+		return
+	}
 	tr, s := share(t), scenario.NewStage(t, scenario.IPv6)
 	id := identify(t, s.NS)
 	l := s.Listen(31)

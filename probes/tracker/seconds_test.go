@@ -63,6 +63,9 @@ func (w *stopwatch) check(what string, h *Histogram) {
 var unobserved = []tcpstate.State{synRecv, finWait2, tcpstate.TimeWait, closed}
 
 func TestStateSeconds(t *testing.T) {
+	if !needs(t, StoryStateSeconds) {
+		return
+	}
 	for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
 		t.Run(family.String(), func(t *testing.T) {
 			tr, s := share(t), scenario.NewStage(t, family)
@@ -155,6 +158,9 @@ func TestStateSeconds(t *testing.T) {
 // A connect() that comes to nothing takes no time to connect, but is in SYN_SENT
 // as long as it is.
 func TestSecondsOfAFailedConnect(t *testing.T) {
+	if !needs(t, StoryStateSeconds) {
+		return
+	}
 	tr, s := share(t), scenario.NewStage(t, scenario.IPv4)
 	id := identify(t, s.NS)
 	var client *scenario.Socket
@@ -170,6 +176,9 @@ func TestSecondsOfAFailedConnect(t *testing.T) {
 // Of all namespaces together there is no telling whose a duration is. A day in
 // CLOSE_WAIT is ours.
 func TestStateSecondsOfTheNode(t *testing.T) {
+	if !needs(t, StoryStateSeconds) {
+		return
+	}
 	tr := openTracker(t, Options{StateSeconds: true})
 	ns := scenario.NewNamespace(t)
 	l := listenIn(t, ns, 5)
@@ -231,6 +240,9 @@ func rewind(t *testing.T, tr *Tracker, state tcpstate.State, by time.Duration) {
 
 // Without the option no state takes a time, but connects do.
 func TestWithoutStateSeconds(t *testing.T) {
+	if !needs(t, StoryConnects, StoryAccepts) {
+		return
+	}
 	tr := openTracker(t, Options{Syscalls: true})
 	ns := scenario.NewNamespace(t)
 	l := listenIn(t, ns, 5)
@@ -253,6 +265,9 @@ func TestWithoutStateSeconds(t *testing.T) {
 
 // What began before the tracker did lasts nobody knows how long.
 func TestSocketsOlderThanTheTracker(t *testing.T) {
+	if !needs(t, StoryStateSeconds) {
+		return
+	}
 	s := scenario.NewStage(t, scenario.IPv4)
 	id := identify(t, s.NS)
 	l := s.Listen(5)

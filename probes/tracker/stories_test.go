@@ -18,14 +18,14 @@ import (
 
 var syscallStories = []string{StoryAccepts, StoryBacklog, StoryUnroutable}
 
-// stories holds what a tracker tells against what it should not tell. The
-// kernels that these tests are for tell all.
+// stories holds what a tracker tells against what it should not tell, because the
+// kernel is too old for it or for another reason.
 func stories(t *testing.T, tr *Tracker, untold ...string) {
 	t.Helper()
 	var names []string
 	for _, s := range tr.Stories() {
 		names = append(names, s.Name)
-		if told := !slices.Contains(untold, s.Name); s.Told() != told || tr.Tells(s.Name) != told {
+		if told := owed(s.Name) && !slices.Contains(untold, s.Name); s.Told() != told || tr.Tells(s.Name) != told {
 			t.Errorf("%s is told: %t, want %t: %s", s.Name, s.Told(), told, s.Reason)
 			continue
 		}
@@ -162,7 +162,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 		id, _ := info.ID()
 		maps = append(maps, uint32(id))
 	}
-	if len(programs) < 11 || len(maps) < 9 || len(links) < 7 || descriptors(t)["anon_inode:[perf_event]"] != 4 {
+	events, returns := programsOwed()
+	if len(programs) != events+returns || len(maps) < 9 || len(links) != events || descriptors(t)["anon_inode:[perf_event]"] != returns {
 		t.Errorf("%d programs, %d maps, %d links, descriptors %v", len(programs), len(maps), len(links), descriptors(t))
 	}
 	if err := tr.Close(); err != nil {
@@ -235,6 +236,9 @@ func TestOpenThatFails(t *testing.T) {
 
 // Two trackers do not disturb each other.
 func TestTwoTrackers(t *testing.T) {
+	if !needs(t, StoryAccepts) {
+		return
+	}
 	one, two := share(t), openTracker(t, everything)
 	ns := scenario.NewNamespace(t)
 	id := identify(t, ns)

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+const qemu = "qemu-system-x86_64"
+
+// guest is one virtual machine.
+type guest struct {
+	boot
+	tests    []string
+	flags    []string          // for each test binary
+	binaries map[string]string // files of this machine by their names in the guest
+	limit    time.Duration
+	initrd   string
+	log      string // what the log files begin with
+}
+
+// play boots the guest and reads what its tests said. A kernel that panics is
+// booted once more, and only then: the emulation makes some trip over a
+// breakpoint while they patch themselves (int3 in a jump label).
+func (g *guest) play(ctx context.Context) (r result) {
+	began := time.Now()
+	r = result{series: g.series, release: g.release}
+	defer func() { r.took = time.Since(began) }()
+	files := maps.Clone(g.binaries)
+	for _, name := range modules {
+		files[filepath.Join("modules", name)] = g.file(name)
+	}
+	if r.err = writeInitramfs(g.initrd, files, map[string]string{
+		"modules.list": strings.Join(modules, "\n"),
+		"tests.list":   strings.Join(g.tests, "\n"),
+		"flags.list":   strings.Join(g.flags, "\n"),
+	}); r.err != nil {
+		return r
+	}
+	defer os.Remove(g.initrd)
+	for range 2 {
+		var said, console []byte
+		said, console, r.err = g.run(ctx)
+		done := r.read(said)
+		if r.err != nil || done {
+			return r
+		}
+		r.err = errors.New("it ended before the tests did")
+		oops, panicked := panicOf(console)
+		if !panicked {
+			return r
+		}
+		r.panics = append(r.panics, oops)
+		r.err = errors.New("its kernel panicked twice")
+	}
+	return r
+}
+
+// run boots once.
+func (g *guest) run(ctx context.Context) (said, console []byte, err error) {
+	ctx, stop := context.WithTimeout(ctx, g.limit)
+	defer stop()
+	consoleLog, testLog := g.log+".console", g.log+".tests"
+	for _, file := range []string{consoleLog, testLog} {
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			return nil, nil, err
+		}
+	}
+	cmd := exec.CommandContext(ctx, qemu,
+		// cx16 is left out: with it 6.12 crashed now and then.
+		"-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-m", "1G", "-smp", "2",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-serial", "file:"+consoleLog, "-serial", "file:"+testLog,
+		"-kernel", g.file("vmlinuz"), "-initrd", g.initrd,
+		"-append", "console=ttyS0 panic=-1 oops=panic quiet",
+	)
+	out, err := cmd.CombinedOutput()
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		err = fmt.Errorf("it took longer than %s", g.limit)
+	case err != nil:
+		err = fmt.Errorf("%s: %w\n%s", qemu, err, out)
+	}
+	said, readError := os.ReadFile(testLog)
+	console, consoleError := os.ReadFile(consoleLog)
+	// The terminal turns \n into \r\n.
+	return bytes.ReplaceAll(said, []byte("\r"), nil), console, errors.Join(err, readError, consoleError)
+}
+
+var oops = regexp.MustCompile(`(?m)(?:Oops|BUG|int3|general protection fault)[^\r\n]*`)
+
+// panicOf finds out from the console whether the kernel panicked, and why.
+func panicOf(console []byte) (why string, panicked bool) {
+	if !bytes.Contains(console, []byte("Kernel panic")) {
+		return "", false
+	}
+	if first := oops.Find(console); first != nil {
+		return string(first), true
+	}
+	return "panic", true
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What the archiver of the system makes of it is what was put in.
+func TestInitramfs(t *testing.T) {
+	dir := t.TempDir()
+	source, archive := filepath.Join(dir, "source"), filepath.Join(dir, "initrd")
+	content := bytes.Repeat([]byte("odd"), 12345)
+	if err := os.WriteFile(source, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeInitramfs(archive, map[string]string{"a/b/c": source, "init": source}, map[string]string{"flags.list": "", "x": "text"}); err != nil {
+		t.Fatal(err)
+	}
+	got := unpackCPIO(t, archive)
+	want := map[string]string{
+		"a": "", "a/b": "", "a/b/c": string(content), "init": string(content), "flags.list": "", "x": "text",
+		"dev": "", "dev/console": "", "TRAILER!!!": "",
+	}
+	for name, content := range want {
+		if text, ok := got[name]; !ok || text != content {
+			t.Errorf("%s has %d bytes (%t), want %d", name, len(text), ok, len(content))
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("%d entries, want %d", len(got), len(want))
+	}
+}
+
+// unpackCPIO reads a newc archive as its format is described: a header of 110
+// letters, the name, the content, the last two up to a multiple of four.
+func unpackCPIO(t *testing.T, file string) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := func(at int) (n int) {
+		for _, digit := range b[at : at+8] {
+			n = n<<4 + strings.IndexByte("0123456789abcdef", digit)
+		}
+		return n
+	}
+	entries := make(map[string]string)
+	for at := 0; at < len(b); {
+		if string(b[at:at+6]) != "070701" {
+			t.Fatalf("no magic number at %d", at)
+		}
+		size, name := number(at+54), number(at+94)
+		data := (at + 110 + name + 3) &^ 3
+		entries[string(b[at+110:at+110+name-1])] = string(b[data : data+size])
+		at = (data + size + 3) &^ 3
+	}
+	return entries
+}
+
+const said = `#guest release 6.12.1-cloud-amd64
+#guest begin census
+=== RUN   TestA
+--- PASS: TestA (0.10s)
+=== RUN   TestB
+=== RUN   TestB/one
+    b_test.go:7: one is wrong
+=== RUN   TestB/two
+    b_test.go:9: two is right
+=== NAME  TestB
+    b_test.go:11: in all
+--- FAIL: TestB (0.20s)
+    --- FAIL: TestB/one (0.10s)
+    --- PASS: TestB/two (0.10s)
+FAIL
+exit status 1
+
+#guest end census 1
+#guest begin probes
+=== RUN   TestProbesOfThisKernel
+    kernel_test.go:99: sockq on 6.12.1-cloud-amd64, tier A: attached x; missing y
+--- PASS: TestProbesOfThisKernel (0.10s)
+PASS
+
+#guest end probes 0
+#guest done
+`
+
+func TestRead(t *testing.T) {
+	var r result
+	if !r.read([]byte(said)) || r.ok() || r.release != "6.12.1-cloud-amd64" || len(r.rooms) != 2 {
+		t.Fatalf("read %+v", r)
+	}
+	census, probes := r.rooms[0], r.rooms[1]
+	if census.passed != 2 || census.failed != 2 || census.skipped != 0 || census.code != 1 || census.ok() ||
+		!slices.Equal(census.failures, []string{"TestB", "TestB/one"}) {
+		t.Errorf("census is %+v", census)
+	}
+	if !probes.ok() || probes.passed != 1 ||
+		!slices.Equal(r.probes, []string{"sockq on 6.12.1-cloud-amd64, tier A: attached x; missing y"}) {
+		t.Errorf("probes are %+v, %q", probes, r.probes)
+	}
+	var b strings.Builder
+	report(&b, []string{"census", "netns", "probes"}, []result{r})
+	for _, want := range []string{"b_test.go:7: one is wrong", "b_test.go:11: in all", "2/2/0", "1/0/0", "attached x; missing y"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("the report lacks %q:\n%s", want, &b)
+		}
+	}
+	if strings.Contains(b.String(), "two is right") {
+		t.Errorf("the report tells what passed:\n%s", &b)
+	}
+}
+
+// Whatever is cut off, skipped or without a test is no success.
+func TestWhatIsNoSuccess(t *testing.T) {
+	good := said[strings.Index(said, "#guest begin probes"):]
+	for name, text := range map[string]string{
+		"nothing":      "",
+		"cut off":      good[:strings.Index(good, "PASS\n")],
+		"exit code":    strings.Replace(good, "end probes 0", "end probes 2", 1),
+		"killed":       strings.Replace(good, "end probes 0", "end probes -1", 1),
+		"skipped":      strings.Replace(good, "--- PASS", "--- SKIP", 1),
+		"without test": "#guest begin probes\nPASS\n#guest end probes 0\n#guest done\n",
+	} {
+		var r result
+		if r.read([]byte(text)); r.ok() {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	var r result
+	if !r.read([]byte(good)) || !r.ok() {
+		t.Errorf("the good one: %+v", r)
+	}
+}
+
+func TestPanicOf(t *testing.T) {
+	for console, want := range map[string]string{
+		"[    1.0] int3: 0000 [#1] SMP\r\n[ 2.0] Kernel panic - not syncing\r\n": "int3: 0000 [#1] SMP",
+		"Kernel panic - not syncing": "panic",
+	} {
+		if why, ok := panicOf([]byte(console)); !ok || why != want {
+			t.Errorf("%q: %q, %t", console, why, ok)
+		}
+	}
+	if why, ok := panicOf([]byte("[ 1.0] reboot: Power down")); ok {
+		t.Errorf("no panic: %q", why)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	all, err := choose("")
+	if err != nil || len(all) != 5 {
+		t.Errorf("all are %v, %v", all, err)
+	}
+	two, err := choose("6.1,newest")
+	if err != nil || len(two) != 2 || two[0].suite != "bookworm" || two[1].suite != "forky" {
+		t.Errorf("two are %v, %v", two, err)
+	}
+	if _, err := choose("6.1,2.4"); err == nil {
+		t.Error("there is a 2.4")
+	}
+}
+
+func TestDependency(t *testing.T) {
+	for line, want := range map[string]string{
+		"Depends: linux-image-6.1.0-50-cloud-amd64 (= 6.1.176-1)":                                "linux-image-6.1.0-50-cloud-amd64",
+		"Depends: kmod, linux-base (>= 4.3~), initramfs-tools | linux-initramfs-tool":            "",
+		"Depends: linux-base-7.2, linux-binary-7.2.12+deb14-cloud-amd64, linux-modules-7.2(= 1)": "linux-binary-7.2.12+deb14-cloud-amd64 linux-modules-7.2",
+	} {
+		if got := strings.Join(dependency.FindAllString(line, -1), " "); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestNewestOf(t *testing.T) {
+	names := []string{
+		"linux-image-6.18.9+deb13-cloud-amd64", "linux-image-6.18.15+deb13-cloud-amd64",
+		"linux-image-6.18.15+deb13-cloud-amd64-dbg", "linux-image-6.18.20+deb13-amd64", "linux-image-6.18.5+deb13-cloud-amd64",
+	}
+	if got := newestOf(names); got != names[1] {
+		t.Errorf("the newest is %q", got)
+	}
+	if got := newestOf(names[2:4]); got != "" {
+		t.Errorf("the newest of none is %q", got)
+	}
+}
+
+// The init is static and builds with what the guests' other programs do.
+func TestInitBuilds(t *testing.T) {
+	t.Chdir("../..")
+	dir := t.TempDir()
+	files, err := build(t.Context(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("go", "version", "-m", files["init"]).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "CGO_ENABLED=0") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := build(t.Context(), dir, []string{"nonsense"}); err == nil {
+		t.Error("nonsense has tests")
+	}
+}

@@ -1,0 +1,163 @@
+// Command guests runs the tests of the probes on Debian's kernels, each in a
+// virtual machine that QEMU emulates (TCG), and prints what came of it:
+//
+//	go run ./probes/guests
+//
+// The oracles are the guest kernel's own: sock_diag and the counters in
+// /proc/net. It needs Debian's apt, no root but to install QEMU where it is
+// missing, and keeps the kernels in the user's cache directory.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	var o options
+	flag.StringVar(&o.only, "kernels", "", "kernels to boot, separated by commas: "+strings.Join(seriesNames(), ", ")+"; all if empty")
+	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
+	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
+	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
+	flag.DurationVar(&o.limit, "timeout", 10*time.Minute, "time that a guest may take")
+	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ok, err := o.test(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "guests:", err)
+	}
+	if !ok {
+		stop()
+		os.Exit(1)
+	}
+}
+
+// rooms are the packages below probes whose tests run in the guests.
+var rooms = []string{"sockdiag", "netns", "scenario", "census", "tracker", "probes"}
+
+type options struct {
+	only, tests, run string
+	parallel         int
+	limit            time.Duration
+	cache            string
+}
+
+// test tells whether all tests passed on all kernels.
+func (o *options) test(ctx context.Context) (bool, error) {
+	began := time.Now()
+	kernels, err := choose(o.only)
+	if err != nil {
+		return false, err
+	}
+	if o.cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return false, err
+		}
+		o.cache = filepath.Join(dir, "sockq-kernels")
+	}
+	logs := filepath.Join(o.cache, "logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return false, err
+	}
+	work, err := os.MkdirTemp("", "sockq-guests-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(work)
+
+	if err := installQEMU(ctx); err != nil {
+		return false, err
+	}
+	tests := strings.Split(o.tests, ",")
+	var binaries map[string]string
+	var building sync.WaitGroup
+	var buildError error
+	building.Go(func() { binaries, buildError = build(ctx, work, tests) })
+	boots, err := fetch(ctx, o.cache, kernels)
+	building.Wait()
+	if err := errors.Join(err, buildError); err != nil {
+		return false, err
+	}
+	fmt.Printf("kernels and tests are ready after %s\n", since(began))
+
+	results := make([]result, len(boots))
+	places := make(chan struct{}, max(1, o.parallel))
+	var running sync.WaitGroup
+	for i, b := range boots {
+		places <- struct{}{}
+		running.Go(func() {
+			defer func() { <-places }()
+			g := guest{
+				boot: b, tests: tests, binaries: binaries, limit: o.limit,
+				initrd: filepath.Join(work, b.series+".initrd"), log: filepath.Join(logs, b.series),
+			}
+			if o.run != "" {
+				g.flags = []string{"-test.run=" + o.run}
+			}
+			results[i] = g.play(ctx)
+			fmt.Println(results[i].line())
+		})
+	}
+	running.Wait()
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	report(os.Stdout, tests, results)
+	fmt.Printf("\n%s; logs are in %s\n", since(began), logs)
+	return !slices.ContainsFunc(results, func(r result) bool { return !r.ok() }), nil
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }
+
+// build compiles the guests' programs, static and for amd64. It returns their
+// files by the path in the guest.
+func build(ctx context.Context, dir string, tests []string) (map[string]string, error) {
+	files := map[string]string{"init": filepath.Join(dir, "init")}
+	arguments := [][]string{{"build", "-o", files["init"], "./probes/guests/init"}}
+	for _, name := range tests {
+		if !slices.Contains(rooms, name) {
+			return nil, fmt.Errorf("no tests are called %q", name)
+		}
+		pkg := "./probes"
+		if name != "probes" {
+			pkg += "/" + name
+		}
+		binary := filepath.Join(dir, name+".test")
+		files[testPath(name)] = binary
+		arguments = append(arguments, []string{"test", "-c", "-o", binary, "-ldflags=-s -w", pkg})
+		data, err := filepath.Glob(filepath.Join(pkg, "testdata", "*"))
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range data {
+			files[filepath.Join("tests", name, "testdata", filepath.Base(file))] = file
+		}
+	}
+	for _, args := range arguments {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=amd64")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return files, nil
+}
+
+// testPath is where a test binary is in the guest.
+func testPath(name string) string { return filepath.Join("tests", name, name+".test") }

@@ -1,0 +1,114 @@
+package probes
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"sockq/probes/census"
+	"sockq/probes/scenario"
+	"sockq/probes/tracker"
+)
+
+// release is a kernel's, major and minor.
+type release [2]int
+
+// never is a kernel that this version of sockq does not know.
+var never = release{1 << 30}
+
+func (r release) here() bool { return scenario.KernelAtLeast(r[0], r[1]) }
+
+// since is the kernel that each probe needs, with BTF, tracefs and all rights, as
+// README's table has it.
+var since = map[string]release{
+	"sockets": {}, "listeners": {}, "namespaces": {},
+	"bound": walkSince, "audit": walkSince, "syn_queue": walkSince,
+	tracker.StoryTransitions:       {},
+	tracker.StoryStateSeconds:      {5, 12},
+	tracker.StoryConnects:          {5, 12},
+	tracker.StoryConnections:       {6, 3},
+	tracker.StoryAccepts:           walkSince, // which tells of accepts that go by unseen
+	tracker.StoryBacklog:           {6, 2},
+	tracker.StoryUnroutable:        {6, 2},
+	tracker.StorySynackRetransmits: {5, 12},
+	tracker.StoryIgnoredACKs:       {6, 17},
+	tracker.StoryResetsSent:        {},
+	tracker.StoryResetsReceived:    {},
+	"half_open":                    never, "refusals": never, "time_wait": never,
+}
+
+var walkSince = release{6, 4}
+
+// told tells whether this kernel owes us a probe.
+func told(name string) bool {
+	r, ok := since[name]
+	if !ok {
+		panic("no probe " + name)
+	}
+	return r.here()
+}
+
+// mechanism is the census' source on this kernel.
+func mechanism() census.Mechanism {
+	if walkSince.here() {
+		return census.MechanismWalk
+	}
+	return census.MechanismSockDiag
+}
+
+// refused tells that this kernel is too old for the walk. There it sees that the
+// walk says so.
+func refused(t *testing.T) bool {
+	t.Helper()
+	if walkSince.here() {
+		return false
+	}
+	p, err := Open(Options{Mechanism: census.MechanismWalk, NetnsPath: t.TempDir()})
+	if err == nil {
+		p.Close()
+		t.Error("the walk works before Linux 6.4")
+	} else if !strings.Contains(err.Error(), "needs Linux 6.4 or newer") {
+		t.Errorf("without the walk: %v", err)
+	}
+	return true
+}
+
+// TestProbesOfThisKernel holds what is attached, and what is not, against README.
+func TestProbesOfThisKernel(t *testing.T) {
+	p, err := Open(Options{NetnsPath: t.TempDir(), AuditBudget: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.source.Mechanism() != mechanism() {
+		t.Errorf("sockets are counted by %s, want %s", p.source.Mechanism(), mechanism())
+	}
+	var attached, missing []string
+	seen := make(map[string]bool)
+	for _, probe := range snapshot(t, p).Probes {
+		seen[probe.Name] = true
+		if _, ok := since[probe.Name]; !ok {
+			t.Errorf("probe %+v is unheard of", probe)
+			continue
+		}
+		if probe.Attached != told(probe.Name) || probe.Attached != (probe.Reason == "") {
+			t.Errorf("probe is %+v, want it attached: %t", probe, told(probe.Name))
+		}
+		if probe.Attached {
+			attached = append(attached, fmt.Sprintf("%s (%s)", probe.Name, probe.Mechanism))
+		} else {
+			missing = append(missing, probe.Name)
+		}
+	}
+	for name := range since {
+		// What is part of another probe is only named where it is missing.
+		if !seen[name] && (name != "syn_queue" || !told(name)) {
+			t.Errorf("%s is not named", name)
+		}
+	}
+	slices.Sort(attached)
+	slices.Sort(missing)
+	t.Logf("sockq on %s, tier %s: attached %s; missing %s",
+		p.kernel.Release, p.kernel.Tier, strings.Join(attached, ", "), strings.Join(missing, ", "))
+}
