@@ -97,7 +97,7 @@ func TestScenarios(t *testing.T) {
 // at it now and not in a second.
 func enter(t *testing.T, p *Probes, dir string, ns *scenario.Namespace, gone bool) {
 	t.Helper()
-	link := filepath.Join(dir, fmt.Sprint(ns.Inode()))
+	link := filepath.Join(dir, fmt.Sprintf("ns%d", ns.Inode()))
 	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
@@ -106,6 +106,15 @@ func enter(t *testing.T, p *Probes, dir string, ns *scenario.Namespace, gone boo
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { os.Remove(link) })
+	}
+	lookAgain(t, p)
+}
+
+// lookAgain gives the probes a sock_diag source that has not looked yet.
+func lookAgain(t *testing.T, p *Probes) {
+	t.Helper()
+	if p.walk != nil {
+		return
 	}
 	now, err := census.OpenSockDiag(p.opts.ProcFS, p.names.Find)
 	if err != nil {

@@ -46,9 +46,9 @@ func (g *guest) play(ctx context.Context) (r result) {
 		return r
 	}
 	defer os.Remove(g.initrd)
-	for range 2 {
+	for attempt := range 2 {
 		var said, console []byte
-		said, console, r.err = g.run(ctx)
+		said, console, r.err = g.run(ctx, []string{"", ".again"}[attempt])
 		done := r.read(said)
 		if r.err != nil || done {
 			return r
@@ -65,10 +65,10 @@ func (g *guest) play(ctx context.Context) (r result) {
 }
 
 // run boots once.
-func (g *guest) run(ctx context.Context) (said, console []byte, err error) {
+func (g *guest) run(ctx context.Context, suffix string) (said, console []byte, err error) {
 	ctx, stop := context.WithTimeout(ctx, g.limit)
 	defer stop()
-	consoleLog, testLog := g.log+".console", g.log+".tests"
+	consoleLog, testLog := g.log+suffix+".console", g.log+suffix+".tests"
 	for _, file := range []string{consoleLog, testLog} {
 		if err := os.WriteFile(file, nil, 0o644); err != nil {
 			return nil, nil, err
