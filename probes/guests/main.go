@@ -31,7 +31,7 @@ func main() {
 	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
 	flag.IntVar(&o.parallel, "parallel", 3, "guests at a time")
-	flag.DurationVar(&o.limit, "timeout", 10*time.Minute, "time that a guest may take")
+	flag.DurationVar(&o.limit, "timeout", 15*time.Minute, "time that a guest may take")
 	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
 	flag.Parse()
 

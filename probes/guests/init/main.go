@@ -118,7 +118,7 @@ func raiseLoopback() error {
 // play runs a test binary in its directory and returns the exit code.
 func play(out *os.File, test string) int {
 	dir := filepath.Join("/tests", test)
-	cmd := exec.Command(filepath.Join(dir, test+".test"), append([]string{"-test.v", "-test.timeout=8m"}, list("/flags.list")...)...)
+	cmd := exec.Command(filepath.Join(dir, test+".test"), append([]string{"-test.v", "-test.timeout=12m"}, list("/flags.list")...)...)
 	cmd.Dir = dir
 	cmd.Env = []string{"CI=true", "SOCKQ_TEST_GUEST=1", "TMPDIR=/tmp", "HOME=/tmp", "PATH=/"}
 	cmd.Stdout, cmd.Stderr = out, out
