@@ -30,47 +30,87 @@ const (
 // that come and go, and holds every count against the kernel's.
 //
 // The kernel skips a program that is running on that CPU already: an interrupt
-// found it there. It counts that, about once in a million events; then the
-// test is repeated. Where it hides the time of PID 1 from programs it does not
-// count what it skips.
+// found it there. It counts that, about once in a million events; then no count
+// may be too high, nor lack more than was missed, and the test is repeated. Where
+// it hides the time of PID 1 from programs it does not count what it skips.
+// Before 6.1 it skips nothing.
 func TestChurn(t *testing.T) {
-	if !needs(t, StoryAccepts, StoryStateSeconds) {
-		return
-	}
-	connections := 100_000
+	// Where the CPU is emulated, programs take so long that a run without an
+	// interrupt in one is luck.
+	connections, emulated := 100_000, os.Getenv("SOCKQ_TEST_GUEST") != ""
 	switch {
-	case os.Getenv("SOCKQ_TEST_GUEST") != "": // where the CPU is emulated
-		connections = 20_000
+	case emulated:
+		connections = 10_000
 	case os.Getenv("CI") != "true" && (testing.Short() || raceDetector):
 		connections = 10_000
 	}
 	closeShared(t)
 	hides := hidesInit(t)
 	for range 5 {
-		missed, problems := churns(t, connections)
-		if missed == 0 && (!hides || problems == nil) {
-			for _, problem := range problems {
-				t.Error(problem)
+		c := churns(t, connections)
+		if c.missed == 0 && (!hides || c.differs == nil) {
+			for _, difference := range c.differs {
+				t.Error(difference)
 			}
 			return
 		}
-		t.Logf("missed %d events: %q", missed, problems)
-		if os.Getenv("SOCKQ_TEST_GUEST") != "" && missed <= uint64(connections)/10 {
+		t.Logf("missed %d events: %q", c.missed, c.differs)
+		if hides {
+			continue
+		}
+		for _, difference := range c.beyond {
+			t.Errorf("missed %d events, which is no reason for %s", c.missed, difference)
+		}
+		if t.Failed() {
 			return
 		}
 	}
-	t.Error("five times in a row events were missed")
+	if !emulated {
+		t.Error("five times in a row events were missed")
+	}
 }
 
-// churns returns how many events were missed, and what is wrong.
-func churns(t *testing.T, connections int) (missed uint64, problems []string) {
+// comparison is what came of one churn.
+type comparison struct {
+	missed  uint64   // runs of programs
+	differs []string // the counts that are not the kernel's
+	beyond  []string // of these, what those runs cannot have left out
+}
+
+func (c *comparison) differ(explained bool, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	c.differs = append(c.differs, text)
+	if !explained {
+		c.beyond = append(c.beyond, text)
+	}
+}
+
+// equal compares a count with what it has to be. Each run counts an event once.
+func (c *comparison) equal(what string, got, want uint64) {
+	if got != want {
+		c.differ(got < want && want-got <= c.missed, "%s: %d, want %d", what, got, want)
+	}
+}
+
+// nothing says what is left over. Each run removes one thing.
+func (c *comparison) nothing(left uint64, what string) {
+	if left != 0 {
+		c.differ(left <= c.missed, "%d %s", left, what)
+	}
+}
+
+func churns(t *testing.T, connections int) *comparison {
 	ns := scenario.NewNamespace(t)
 	ns.Sysctl("net.ipv4.tcp_max_tw_buckets", "1000")
 	id := identify(t, ns)
-	owners := recordOwners(t)
 	tr := openTracker(t, everything)
 	before := lost(t, tr)
-	placesAreFound(t, tr, owners)
+	places := func() int { return 0 }
+	if owed(StoryStateSeconds) {
+		owners := recordOwners(t)
+		placesAreFound(t, tr, owners)
+		places = func() int { return placesOf(t, tr, owners, id.Cookie) }
+	}
 
 	began := time.Now()
 	var failed atomic.Bool
@@ -99,77 +139,100 @@ func churns(t *testing.T, connections int) (missed uint64, problems []string) {
 	t.Logf("%d connections in %s: %.0f/s", connections, took, float64(connections)/took.Seconds())
 	become(t, "sockets", 0, func() int { return len(ns.Sockets(tcpstate.MaskAll &^ tcpstate.MaskOf(tcpstate.TimeWait))) })
 
-	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	all, at := uint64(connections), uint64(connections/churnEach)
-	refused, queued := at*churnFailed, at*churnQueued
 	n := happened(t, tr, id)
 	kernel := ns.SNMP()
-	into := func(state tcpstate.State) (n0 uint64) {
-		for i, tr := range tcpstate.Transitions {
-			if tr.To == state {
-				n0 += n.Transitions[i]
-			}
-		}
-		return n0
-	}
-	for name, c := range map[string]struct{ got, kernel, want uint64 }{
-		"passive opens":      {count(&n, listens, synRecv), kernel["PassiveOpens"], all},
-		"active opens":       {count(&n, closed, synSent) - n.ConnectFailures[ConnectNoPorts], kernel["ActiveOpens"], all + refused},
-		"failed attempts":    {n.ConnectFailures[ConnectRefused], kernel["AttemptFails"], refused},
-		"aborts":             {count(&n, established, closed) + count(&n, closeWait, closed), kernel["EstabResets"], kernel["EstabResets"]},
-		"resets":             {total(n.ResetsSent), kernel["OutRsts"], kernel["OutRsts"]},
-		"connects":           {n.Connects.Count(), kernel["PassiveOpens"], all},
-		"left SYN_SENT":      {n.States[synSent].Count(), kernel["ActiveOpens"], all + refused},
-		"left LISTEN":        {n.States[listens].Count(), at, at},
-		"began to listen":    {count(&n, closed, listens), at, at},
-		"ceased to listen":   {count(&n, listens, closed), at, at},
-		"clients connected":  {count(&n, synSent, established), all, all},
-		"servers connected":  {count(&n, synRecv, established), all, all},
-		"left ESTABLISHED":   {n.States[established].Count(), 2 * all, 2 * all},
-		"left FIN_WAIT1":     {n.States[finWait1].Count(), into(finWait1), into(finWait1)},
-		"left CLOSE_WAIT":    {n.States[closeWait].Count(), into(closeWait), into(closeWait)},
-		"left LAST_ACK":      {n.States[lastAck].Count(), into(lastAck), into(lastAck)},
-		"left CLOSING":       {n.States[closing].Count(), into(closing), into(closing)},
-		"failed connects":    {failuresOf(&n), refused, refused},
-		"unexpected changes": {uint64(len(n.Unexpected)), 0, 0},
+	for name, want := range map[string]uint64{
+		"PassiveOpens": all, "ActiveOpens": all + at*churnFailed, "AttemptFails": at * churnFailed,
 	} {
-		if c.got != c.kernel || c.got != c.want {
-			wrong("%s: %d, the kernel says %d, want %d", name, c.got, c.kernel, c.want)
+		if kernel[name] != want {
+			t.Errorf("the kernel says %s: %d, want %d", name, kernel[name], want)
 		}
 	}
+	c := &comparison{missed: misses(t, tr)}
+	c.namespace(&n, kernel, at)
+	c.listeners(t, tr, slices.Concat(cookies...), at)
+	c.nothing(uint64(len(heard(t, tr, id))), "listeners are left")
+	left := 0
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if left = places(); left == 0 {
+			break
+		}
+	}
+	c.nothing(uint64(left), "sockets that are gone keep their places")
+	for what, n := range lost(t, tr) {
+		c.nothing(n-before[what], what+" lost")
+	}
+	return c
+}
 
-	connected, accepted := uint64(0), uint64(0)
-	for _, cookie := range slices.Concat(cookies...) {
+// namespace compares what happened to at listeners and their connections.
+func (c *comparison) namespace(n *Namespace, kernel map[string]uint64, at uint64) {
+	all := at * churnEach
+	c.equal("passive opens", count(n, listens, synRecv), kernel["PassiveOpens"])
+	c.equal("active opens", count(n, closed, synSent)-n.ConnectFailures[ConnectNoPorts], kernel["ActiveOpens"])
+	c.equal("aborts", count(n, established, closed)+count(n, closeWait, closed), kernel["EstabResets"])
+	c.equal("began to listen", count(n, closed, listens), at)
+	c.equal("ceased to listen", count(n, listens, closed), at)
+	c.equal("clients connected", count(n, synSent, established), all)
+	c.equal("servers connected", count(n, synRecv, established), all)
+	if scenario.KernelAtLeast(6, 12) { // RSTs without a socket, too
+		c.equal("resets", total(n.ResetsSent), kernel["OutRsts"])
+	}
+	if len(n.Unexpected) != 0 {
+		c.differ(false, "unexpected changes: %v", n.Unexpected)
+	}
+	if owed(StoryConnects) {
+		c.equal("connects", n.Connects.Count(), kernel["PassiveOpens"])
+		c.equal("failed attempts", n.ConnectFailures[ConnectRefused], kernel["AttemptFails"])
+		c.equal("failed connects", failuresOf(n), kernel["AttemptFails"])
+	}
+	if owed(StoryStateSeconds) {
+		c.equal("left SYN_SENT", n.States[synSent].Count(), kernel["ActiveOpens"])
+		c.equal("left LISTEN", n.States[listens].Count(), at)
+		c.equal("left ESTABLISHED", n.States[established].Count(), 2*all)
+		for _, state := range []tcpstate.State{finWait1, closeWait, lastAck, closing} {
+			into := uint64(0)
+			for i, tr := range tcpstate.Transitions {
+				if tr.To == state {
+					into += n.Transitions[i]
+				}
+			}
+			c.equal("left "+state.String(), n.States[state].Count(), into)
+		}
+	}
+}
+
+// listeners takes the listeners with these cookies and compares what happened there.
+func (c *comparison) listeners(t *testing.T, tr *Tracker, cookies []uint64, at uint64) {
+	if !owed(StoryAccepts) {
+		return
+	}
+	var connections, accepts, waits uint64
+	const accepted = churnEach - churnQueued
+	for _, cookie := range cookies {
 		l, ok, err := tr.Take(cookie)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !ok || l.Connections != churnEach || l.Accepts != churnEach-churnQueued || l.AcceptWait.Count() != l.Accepts {
-			wrong("listener %d is %t: %d connections, %d accepts, %d waits", cookie, ok, l.Connections, l.Accepts, l.AcceptWait.Count())
+		if !ok {
+			c.differ(c.missed >= churnEach, "listener %d is unknown", cookie)
 		}
-		connected += l.Connections
-		accepted += l.Accepts
+		c.equal(fmt.Sprintf("connections of listener %d", cookie), l.Connections, churnEach)
+		c.equal(fmt.Sprintf("accepts of listener %d", cookie), l.Accepts, accepted)
+		c.equal(fmt.Sprintf("waits of listener %d", cookie), l.AcceptWait.Count(), accepted)
+		connections += l.Connections
+		accepts += l.Accepts
+		waits += l.AcceptWait.Count()
 	}
-	if connected != all || accepted != all-queued {
-		wrong("all listeners: %d connections and %d accepts, want %d and %d", connected, accepted, all, all-queued)
-	}
-	if rest := heard(t, tr, id); len(rest) != 0 {
-		wrong("%d listeners are left", len(rest))
-	}
-	left := 0
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if left = places(t, tr, owners, id.Cookie); left == 0 {
-			break
-		}
-	}
-	if left != 0 {
-		wrong("%d sockets that are gone keep their places", left)
-	}
-	for what, n := range lost(t, tr) {
-		if n != before[what] {
-			wrong("%d %s lost", n-before[what], what)
-		}
-	}
+	c.equal("connections of all listeners", connections, at*churnEach)
+	c.equal("accepts of all listeners", accepts, at*accepted)
+	c.equal("waits of all listeners", waits, at*accepted)
+}
+
+// misses is how many events the programs of the tracker missed.
+func misses(t *testing.T, tr *Tracker) (n uint64) {
+	t.Helper()
 	seen := make(map[*ebpf.Program]bool)
 	for _, story := range tr.Stories() {
 		for _, p := range story.Programs {
@@ -177,14 +240,14 @@ func churns(t *testing.T, connections int) (missed uint64, problems []string) {
 				continue
 			}
 			seen[p] = true
-			n, err := tr.Misses(p)
+			missed, err := tr.Misses(p)
 			if err != nil {
 				t.Fatal(err)
 			}
-			missed += n
+			n += missed
 		}
 	}
-	return missed, problems
+	return n
 }
 
 // placesAreFound sees that a listener, a client and a child have places, and
@@ -195,10 +258,10 @@ func placesAreFound(t *testing.T, tr *Tracker, owners *ebpf.Map) {
 	l := listenIn(t, ns, 5)
 	client := dial(t, ns, l)
 	cookie := identify(t, ns).Cookie
-	become(t, "places", 3, func() int { return places(t, tr, owners, cookie) })
+	become(t, "places", 3, func() int { return placesOf(t, tr, owners, cookie) })
 	client.close()
 	l.close()
-	become(t, "places", 0, func() int { return places(t, tr, owners, cookie) })
+	become(t, "places", 0, func() int { return placesOf(t, tr, owners, cookie) })
 }
 
 func total(m map[string]uint64) (n uint64) {
@@ -379,8 +442,8 @@ func offset(t *testing.T, kernel *btf.Spec, name, field string) int16 {
 	return 0
 }
 
-// places counts the places of the sockets table that a namespace's sockets have.
-func places(t *testing.T, tr *Tracker, owners *ebpf.Map, cookie uint64) (n int) {
+// placesOf counts the places of the sockets table that a namespace's sockets have.
+func placesOf(t *testing.T, tr *Tracker, owners *ebpf.Map, cookie uint64) (n int) {
 	t.Helper()
 	for _, bucket := range table(t, tr) {
 		for _, sk := range bucket.Sk {

@@ -84,6 +84,9 @@ func owed(story string) bool { return scenario.KernelAtLeast(since[story][0], si
 // returns of system calls apart.
 func programsOwed() (events, returns int) {
 	events = 4 // changes of state, ends of sockets, RSTs of both directions
+	if owed(StoryStateSeconds) {
+		events++ // changes of state again
+	}
 	for _, story := range []string{StorySynackRetransmits, StoryConnections, StoryIgnoredACKs} {
 		if owed(story) {
 			events++
