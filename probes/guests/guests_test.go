@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What the archiver of the system makes of it is what was put in.
@@ -136,6 +137,69 @@ func TestWhatIsNoSuccess(t *testing.T) {
 	var r result
 	if !r.read([]byte(good)) || !r.ok() {
 		t.Errorf("the good one: %+v", r)
+	}
+}
+
+// A panic is retried once, a failure of a test never, nor what BPF programs did.
+func TestPlay(t *testing.T) {
+	good := said[strings.Index(said, "#guest begin probes"):]
+	const oops = "int3: 0000 [#1] SMP\nRIP: 0010:ip_rcv\nKernel panic - not syncing\n"
+	for name, test := range map[string]struct {
+		said, console [2]string // of each boot
+		boots         int
+		ok            bool
+	}{
+		"passes":              {[2]string{good}, [2]string{}, 1, true},
+		"panics":              {[2]string{"", good}, [2]string{oops}, 2, true},
+		"panics twice":        {[2]string{"", ""}, [2]string{oops, oops}, 2, false},
+		"panics and fails":    {[2]string{"", said}, [2]string{oops}, 2, false},
+		"fails":               {[2]string{said, good}, [2]string{}, 1, false},
+		"fails and panics":    {[2]string{strings.TrimSuffix(said, "#guest done\n"), good}, [2]string{oops}, 1, false},
+		"panics in a program": {[2]string{"", good}, [2]string{strings.ReplaceAll(oops, "int3", "Oops") + "bpf_prog_0123456789abcdef_x\n"}, 1, false},
+		"ends":                {[2]string{"", good}, [2]string{}, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write := func(name, text string) {
+				t.Helper()
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, suffix := range []string{"", ".again"} {
+				write("said"+suffix, test.said[i])
+				write("panic"+suffix, test.console[i])
+			}
+			write("vmlinuz", "")
+			for _, module := range modules {
+				write(module, "")
+			}
+			// It has two serial lines, the console and what the tests say.
+			write(qemu, `#!/bin/sh
+echo >> boots
+for arg; do
+	case $arg in
+	file:*.again.console) cat panic.again > "${arg#file:}";;
+	file:*.console) cat panic > "${arg#file:}";;
+	file:*.again.tests) cat said.again > "${arg#file:}";;
+	file:*.tests) cat said > "${arg#file:}";;
+	esac
+done
+`)
+			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			t.Chdir(dir)
+			g := guest{boot: boot{dir: dir}, binaries: map[string]string{}, limit: time.Minute, initrd: filepath.Join(dir, "initrd"), log: filepath.Join(dir, "log")}
+			r := g.play(t.Context())
+			boots, err := os.ReadFile("boots")
+			if err != nil || len(boots) != test.boots || r.ok() != test.ok || (r.panic != "") != (test.boots == 2) {
+				t.Errorf("%d boots (%v), ok: %t, panic %q, %v", len(boots), err, r.ok(), r.panic, r.err)
+			}
+			var b strings.Builder
+			report(&b, []string{"probes"}, []result{r})
+			if told := strings.Contains(b.String(), "booted twice; the first time its kernel panicked: int3: 0000"); told != (test.boots == 2) {
+				t.Errorf("the report says:\n%s", &b)
+			}
+		})
 	}
 }
 

@@ -327,12 +327,19 @@ func unxz(ctx context.Context, b []byte) ([]byte, error) {
 	return cmd.Output()
 }
 
-// installQEMU installs it from Debian where it is missing.
-func installQEMU(ctx context.Context) error {
-	if _, err := exec.LookPath(qemu); err == nil {
+// installTools installs QEMU and xz from Debian where they are missing.
+func installTools(ctx context.Context) error {
+	var missing []string
+	for program, name := range map[string]string{qemu: "qemu-system-x86", "xz": "xz-utils"} {
+		if _, err := exec.LookPath(program); err != nil {
+			missing = append(missing, name)
+		}
+	}
+	if missing == nil {
 		return nil
 	}
-	for _, args := range [][]string{{"update", "-qq"}, {"install", "-y", "-qq", "--no-install-recommends", "qemu-system-x86"}} {
+	install := append([]string{"install", "-y", "-qq", "--no-install-recommends"}, missing...)
+	for _, args := range [][]string{{"update", "-qq"}, install} {
 		command := append([]string{"apt-get"}, args...)
 		if os.Getuid() != 0 {
 			command = append([]string{"sudo"}, command...)
@@ -340,7 +347,7 @@ func installQEMU(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("install QEMU: %w\n%s", err, out)
+			return fmt.Errorf("install %v: %w\n%s", missing, err, out)
 		}
 	}
 	return nil

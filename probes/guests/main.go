@@ -30,7 +30,7 @@ func main() {
 	flag.StringVar(&o.only, "kernels", "", "kernels to boot, separated by commas: "+strings.Join(seriesNames(), ", ")+"; all if empty")
 	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
-	flag.IntVar(&o.parallel, "parallel", 3, "guests at a time")
+	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
 	flag.DurationVar(&o.limit, "timeout", 15*time.Minute, "time that a guest may take")
 	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
 	flag.Parse()
@@ -81,7 +81,7 @@ func (o *options) test(ctx context.Context) (bool, error) {
 	}
 	defer os.RemoveAll(work)
 
-	if err := installQEMU(ctx); err != nil {
+	if err := installTools(ctx); err != nil {
 		return false, err
 	}
 	tests := strings.Split(o.tests, ",")

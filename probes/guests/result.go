@@ -14,7 +14,7 @@ import (
 // result is what came of one guest.
 type result struct {
 	series, release string
-	panics          []string // of the kernel, that made another boot necessary
+	panic           string // of the kernel, that made a second boot necessary
 	rooms           []room
 	probes          []string // what sockq says that it has there
 	took            time.Duration
@@ -34,6 +34,11 @@ type room struct {
 
 func (r *result) ok() bool {
 	return r.err == nil && len(r.rooms) > 0 && !slices.ContainsFunc(r.rooms, func(m room) bool { return !m.ok() })
+}
+
+// anyFailed tells whether a test failed, whatever came after it.
+func (r *result) anyFailed() bool {
+	return slices.ContainsFunc(r.rooms, func(m room) bool { return len(m.failures) > 0 || m.code != 0 })
 }
 
 // A skipped test is a failure: the tests decide by the release what to expect.
@@ -155,8 +160,8 @@ func report(w io.Writer, tests []string, results []result) {
 		for _, line := range r.probes {
 			fmt.Fprintln(w, line)
 		}
-		for _, why := range r.panics {
-			fmt.Fprintf(w, "%s was booted again after its kernel panicked: %s\n", r.release, why)
+		if r.panic != "" {
+			fmt.Fprintf(w, "%s was booted twice; the first time its kernel panicked: %s\n", r.release, r.panic)
 		}
 	}
 }
