@@ -83,7 +83,7 @@ func (g *guest) run(ctx context.Context, suffix string) (said, console []byte, e
 	}
 	cmd := exec.CommandContext(ctx, qemu,
 		// cx16 is left out: with it 6.12 crashed now and then.
-		"-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-m", "1G", "-smp", "2",
+		"-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-m", "1G", "-smp", "2",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-serial", "file:"+consoleLog, "-serial", "file:"+testLog,
 		"-kernel", g.file("vmlinuz"), "-initrd", g.initrd,

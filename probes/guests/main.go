@@ -71,8 +71,8 @@ func (o *options) test(ctx context.Context) (bool, error) {
 		}
 		o.cache = filepath.Join(dir, "sockq-kernels")
 	}
-	logs := filepath.Join(o.cache, "logs")
-	if err := os.MkdirAll(logs, 0o755); err != nil {
+	logs, err := newLogs(filepath.Join(o.cache, "logs"))
+	if err != nil {
 		return false, err
 	}
 	work, err := os.MkdirTemp("", "sockq-guests-")
@@ -94,7 +94,7 @@ func (o *options) test(ctx context.Context) (bool, error) {
 	if err := errors.Join(err, buildError); err != nil {
 		return false, err
 	}
-	fmt.Printf("kernels and tests are ready after %s\n", since(began))
+	fmt.Printf("kernels and tests are ready after %s; logs are in %s\n", since(began), logs)
 
 	results := make([]result, len(boots))
 	places := make(chan struct{}, max(1, o.parallel))
@@ -119,8 +119,30 @@ func (o *options) test(ctx context.Context) (bool, error) {
 		return false, ctx.Err()
 	}
 	report(os.Stdout, tests, results)
-	fmt.Printf("\n%s; logs are in %s\n", since(began), logs)
+	fmt.Printf("\n%s\n", since(began))
 	return !slices.ContainsFunc(results, func(r result) bool { return !r.ok() }), nil
+}
+
+// kept is how long logs are.
+const kept = 7 * 24 * time.Hour
+
+// newLogs makes a directory for this run and removes those of old ones.
+func newLogs(dir string) (string, error) {
+	old, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return "", err
+	}
+	for _, name := range old {
+		if info, err := os.Stat(name); err == nil && time.Since(info.ModTime()) > kept {
+			if err := os.RemoveAll(name); err != nil {
+				return "", err
+			}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(dir, time.Now().Format("2006-01-02T15-04-05-"))
 }
 
 func since(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }
