@@ -30,6 +30,7 @@ func main() {
 	flag.StringVar(&o.only, "kernels", "", "kernels to boot, separated by commas: "+strings.Join(seriesNames(), ", ")+"; all if empty")
 	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
+	flag.IntVar(&o.count, "count", 1, "how often to run each test, as go test -count")
 	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
 	flag.DurationVar(&o.limit, "timeout", 15*time.Minute, "time that a guest may take")
 	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
@@ -52,7 +53,7 @@ var rooms = []string{"sockdiag", "netns", "scenario", "census", "tracker", "prob
 
 type options struct {
 	only, tests, run string
-	parallel         int
+	count, parallel  int
 	limit            time.Duration
 	cache            string
 }
@@ -107,8 +108,9 @@ func (o *options) test(ctx context.Context) (bool, error) {
 				boot: b, tests: tests, binaries: binaries, limit: o.limit,
 				initrd: filepath.Join(work, b.series+".initrd"), log: filepath.Join(logs, b.series),
 			}
+			g.flags = []string{fmt.Sprintf("-test.count=%d", o.count)}
 			if o.run != "" {
-				g.flags = []string{"-test.run=" + o.run}
+				g.flags = append(g.flags, "-test.run="+o.run)
 			}
 			results[i] = g.play(ctx)
 			fmt.Println(results[i].line())
