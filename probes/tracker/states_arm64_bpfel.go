@@ -18,7 +18,6 @@ type statesCpu struct {
 	Child      uint64
 	ChildSince uint64
 	ChildNet   uint64
-	Seen       [4]uint64
 	TakenOver  uint64
 }
 
@@ -64,6 +63,7 @@ const (
 	statesMapLastSlots            = "last_slots"
 	statesMapLost                 = "lost"
 	statesMapNamespaces           = "namespaces"
+	statesMapSeen                 = "seen"
 	statesMapSlots                = "slots"
 	statesMapSockets              = "sockets"
 	statesMapStateSeconds         = "state_seconds"
@@ -135,6 +135,7 @@ type statesMapSpecs struct {
 	LastSlots    *ebpf.MapSpec `ebpf:"last_slots"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
 	Namespaces   *ebpf.MapSpec `ebpf:"namespaces"`
+	Seen         *ebpf.MapSpec `ebpf:"seen"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	StateSeconds *ebpf.MapSpec `ebpf:"state_seconds"`
@@ -176,6 +177,7 @@ type statesMaps struct {
 	LastSlots    *ebpf.Map `ebpf:"last_slots"`
 	Lost         *ebpf.Map `ebpf:"lost"`
 	Namespaces   *ebpf.Map `ebpf:"namespaces"`
+	Seen         *ebpf.Map `ebpf:"seen"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	StateSeconds *ebpf.Map `ebpf:"state_seconds"`
@@ -189,6 +191,7 @@ func (m *statesMaps) Close() error {
 		m.LastSlots,
 		m.Lost,
 		m.Namespaces,
+		m.Seen,
 		m.Slots,
 		m.Sockets,
 		m.StateSeconds,

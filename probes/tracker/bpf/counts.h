@@ -7,8 +7,6 @@
 
 #include "tracker.h"
 
-#define SEEN 4
-
 /* What a CPU remembers from one program to the next. */
 struct cpu {
 	/* The child that was made of a request last and whose arrival at its
@@ -17,8 +15,6 @@ struct cpu {
 	__u64 child;
 	__u64 child_since;
 	__u64 child_net;
-	/* Changes of state that state_changed saw and state_changed_again did not yet. */
-	__u64 seen[SEEN];
 	__u64 taken_over; /* by state_changed_again */
 };
 

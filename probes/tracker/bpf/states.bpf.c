@@ -23,6 +23,23 @@ struct {
 	__type(value, struct state_histograms);
 } state_seconds SEC(".maps");
 
+#define SEEN 4
+#define SEEN_SHIFT 10
+
+struct seen_bucket {
+	__u64 events[SEEN]; /* 0: free */
+};
+
+/* Changes of state that state_changed saw and state_changed_again did not yet, by
+ * socket: from 7.0 a task may go on on another CPU between the two.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << SEEN_SHIFT);
+	__type(key, __u32);
+	__type(value, struct seen_bucket);
+} seen SEC(".maps");
+
 volatile const __u8 edges[16][16];	/* tcpstate.Index + 1, 0: unexpected */
 volatile const __u32 observed;		/* states whose duration the tracepoint tells: 1 << state */
 volatile const __u8 per_namespace;	/* they are counted by namespace */
@@ -165,26 +182,37 @@ static __always_inline __u64 seen_as(__u64 sk, __u32 from, __u32 to)
 	return (__u64)(1 << 8 | from << 4 | to) << 32 | low;
 }
 
-static __always_inline void remember_seen(struct cpu *cpu, __u64 event)
+static __always_inline struct seen_bucket *bucket_of_event(__u64 event)
 {
-	int i;
+	__u32 bucket = (__u32)event * 0x9e3779b1U >> (32 - SEEN_SHIFT); /* Fibonacci hashing */
 
-	for (i = 0; i < SEEN; i++)
-		if (!cpu->seen[i])
-			break;
-	if (i == SEEN) /* the other program missed that many */
-		for (i = SEEN - 1; i > 0; i--)
-			cpu->seen[i] = 0;
-	cpu->seen[i & (SEEN - 1)] = event;
+	return bpf_map_lookup_elem(&seen, &bucket);
 }
 
-static __always_inline int was_seen(struct cpu *cpu, __u64 event)
+static __always_inline void remember_seen(__u64 event)
 {
+	struct seen_bucket *b = bucket_of_event(event);
+
+	if (!b)
+		return;
 	for (int i = 0; i < SEEN; i++)
-		if (cpu->seen[i] == event) {
-			cpu->seen[i] = 0;
+		if (!b->events[i] && !__sync_val_compare_and_swap(&b->events[i], 0, event))
+			return;
+	/* The other program missed that many. */
+	for (int i = 1; i < SEEN; i++)
+		*(volatile __u64 *)&b->events[i] = 0;
+	*(volatile __u64 *)&b->events[0] = event;
+}
+
+static __always_inline int was_seen(__u64 event)
+{
+	struct seen_bucket *b = bucket_of_event(event);
+
+	if (!b)
+		return 0;
+	for (int i = 0; i < SEEN; i++)
+		if (b->events[i] == event && __sync_val_compare_and_swap(&b->events[i], event, 0) == event)
 			return 1;
-		}
 	return 0;
 }
 
@@ -205,9 +233,9 @@ static __always_inline int change_state(struct sock *sk, __u32 from, __u32 to, e
 	if (!cpu)
 		return 0;
 	if (turn == FIRST)
-		remember_seen(cpu, seen_as((__u64)sk, from, to));
+		remember_seen(seen_as((__u64)sk, from, to));
 	if (turn == AGAIN) {
-		if (was_seen(cpu, seen_as((__u64)sk, from, to)))
+		if (was_seen(seen_as((__u64)sk, from, to)))
 			return 0;
 		add(&cpu->taken_over, 1);
 	}
