@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -245,7 +246,7 @@ func TestSocketsChangingUnderTheWalk(t *testing.T) {
 	}
 	stop := make(chan struct{})
 	var churn sync.WaitGroup
-	var made int
+	var made atomic.Uint64
 	churn.Go(func() {
 		busy.Do(func() {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -274,24 +275,24 @@ func TestSocketsChangingUnderTheWalk(t *testing.T) {
 				_ = c.(*net.TCPConn).SetLinger(0)
 				c.Close()
 				s.Close()
-				made++
+				made.Add(1)
 			}
 		})
 	})
-	for range 200 {
+	for i, end := 0, time.Now().Add(30*time.Second); i < 200 || made.Load() < 100 && time.Now().Before(end); i++ {
 		if got := countOf(t, source, still).States[tcpstate.Established]; got != 1000 {
 			t.Errorf("%d established, want 1000", got)
 		}
 	}
 	close(stop)
 	churn.Wait()
-	if made < 100 {
-		t.Errorf("only %d connections came and went meanwhile", made)
+	if n := made.Load(); n < 100 {
+		t.Errorf("only %d connections came and went meanwhile", n)
 	}
 	if got, want := countOf(t, source, busy).States, states(busy); got != want {
 		t.Errorf("afterwards states are %v, sock_diag has %v", got, want)
 	}
-	t.Logf("%d connections came and went", made)
+	t.Logf("%d connections came and went", made.Load())
 }
 
 // A namespace's settings and counters are its own, also without a process or a
