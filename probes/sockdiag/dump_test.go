@@ -9,7 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -455,10 +455,9 @@ func TestDumpUnderChurn(t *testing.T) {
 	newNetns(t)
 	c := newClientHere(t)
 	all := population(t, 2000)
-	stop := churn(t)
-	const dumps = 30
-	short := 0
-	for range dumps {
+	made := churn(t)
+	dumps, short := 0, 0
+	for end := time.Now().Add(30 * time.Second); dumps < 30 || made() < 30 && time.Now().Before(end); dumps++ {
 		got := list(t, c, Query{}) // reports what is listed twice
 		var missing []uint64
 		for id := range all {
@@ -477,14 +476,14 @@ func TestDumpUnderChurn(t *testing.T) {
 	if short > dumps/10 {
 		t.Errorf("%d of %d dumps are short", short, dumps)
 	}
-	if n := stop(); n < 30 {
+	if n := made(); n < 30 {
 		t.Errorf("only %d connections came and went", n)
 	}
 }
 
-// churn makes and resets connections in the test's namespace until it is
-// stopped, which returns how many.
-func churn(t *testing.T) (stop func() int) {
+// churn makes and resets connections in the test's namespace until the test
+// ends. It returns how many there were so far.
+func churn(t *testing.T) (made func() int64) {
 	t.Helper()
 	ns, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -492,10 +491,10 @@ func churn(t *testing.T) (stop func() int) {
 	}
 	l := listen(t, "127.0.0.1:0", 100)
 	address := sockaddr(localAddress(t, l))
-	stopped, count := make(chan struct{}), make(chan int, 1)
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	var count atomic.Int64
 	go func() {
-		n := 0
-		defer func() { count <- n }()
+		defer close(ended)
 		defer ns.Close()
 		runtime.LockOSThread()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -520,18 +519,17 @@ func churn(t *testing.T) (stop func() int) {
 			if err := unix.Connect(fd, address); err == nil {
 				if server, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC); err == nil {
 					unix.Close(server)
-					n++
+					count.Add(1)
 				}
 			}
 			unix.Close(fd)
 		}
 	}()
-	once := sync.OnceValue(func() int {
+	t.Cleanup(func() {
 		close(stopped)
-		return <-count
+		<-ended
 	})
-	t.Cleanup(func() { once() })
-	return once
+	return count.Load
 }
 
 // Somebody else who may send to our socket is not taken for the kernel.
