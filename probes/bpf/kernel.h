@@ -88,6 +88,7 @@ struct sock_common {
 	struct hlist_node skc_bind_node; /* 6.8+, in tb2->owners */
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_rcv_saddr;
+	struct sock *skc_listener; /* of a request */
 	atomic64_t skc_cookie;
 	struct hlist_nulls_node skc_nulls_node;
 };
@@ -130,7 +131,14 @@ struct mptcp_sock {
 	struct sock *first; /* the subflow of a listener, or a connection's first */
 };
 
-struct request_sock;
+struct timer_list {
+	__u32 flags;
+};
+
+struct request_sock {
+	struct sock_common __req_common;
+	struct timer_list rsk_timer;
+};
 
 struct tcp_sock {
 	__u32 rcv_nxt;
@@ -141,6 +149,7 @@ struct tcp_sock {
 };
 
 struct inet_timewait_sock {
+	struct sock_common __tw_common;
 	volatile unsigned char tw_substate;
 };
 

@@ -5,6 +5,8 @@ package tracker
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_counts -type state_histograms -type event -type slot -type cpu -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" states bpf/states.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" refusals bpf/refusals.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" halfOpen bpf/halfopen.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" syscalls bpf/syscalls.bpf.c
 
 import (
@@ -34,6 +36,8 @@ type Options struct {
 	// PerNamespace.
 	StateSeconds bool
 	PerNamespace bool
+	// Tier is at most to be used, to try it; by default what the kernel allows.
+	Tier Tier
 }
 
 // maxNamespaces bounds Options.Namespaces: all have to fit into the map of slots.
@@ -101,6 +105,8 @@ func (s *Story) Told() bool { return s.Mechanism != mechanismNone }
 
 const (
 	mechanismNone       = "none"
+	mechanismTrampoline = "fentry"
+	mechanismKprobe     = "kprobe"
 	mechanismTPBTF      = "tp_btf"
 	mechanismTracepoint = "tracepoint"
 )
@@ -111,6 +117,7 @@ type Tracker struct {
 	opts    Options
 	kernel  *btf.Spec
 	maps    map[string]*ebpf.Map
+	tier    Tier
 	stories []Story
 	// What the first misses the second takes over.
 	changed, changedAgain *ebpf.Program
@@ -134,9 +141,10 @@ func Open(opts Options) (_ *Tracker, err error) {
 	if t.kernel, err = btf.LoadKernelSpec(); err != nil {
 		return nil, fmt.Errorf("load kernel type information: needs a kernel with CONFIG_DEBUG_INFO_BTF=y: %w", err)
 	}
-	if err := tryTracepoint(); err != nil {
+	if t.tier, err = FindTier(opts.SysFS); err != nil {
 		return nil, fmt.Errorf("load a tracing program: %w", err)
 	}
+	t.tier = max(t.tier, opts.Tier) // A before B before C
 	// Before 5.11 maps count against what a process may lock in memory.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
@@ -149,6 +157,8 @@ func Open(opts Options) (_ *Tracker, err error) {
 		return nil, err
 	}
 	t.attachStates(specs.states)
+	t.attachRefusals(specs.refusals)
+	t.attachHalfOpen(specs.halfOpen)
 	t.attachArrivals(specs.arrivals)
 	t.attachResets(specs.resets)
 	t.attachSyscalls(specs.syscalls)
@@ -165,13 +175,16 @@ func Open(opts Options) (_ *Tracker, err error) {
 	return t, nil
 }
 
-type specs struct{ states, arrivals, resets, syscalls *ebpf.CollectionSpec }
+type specs struct {
+	states, arrivals, resets, syscalls, refusals, halfOpen *ebpf.CollectionSpec
+}
 
 func (t *Tracker) specs() (s specs, err error) {
 	for _, load := range []struct {
 		into **ebpf.CollectionSpec
 		from func() (*ebpf.CollectionSpec, error)
-	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls}} {
+	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls},
+		{&s.refusals, loadRefusals}, {&s.halfOpen, loadHalfOpen}} {
 		if *load.into, err = load.from(); err != nil {
 			return s, err
 		}
@@ -185,7 +198,7 @@ func (t *Tracker) newMaps(s specs) error {
 	// Elements of maps that are not allocated beforehand come from an
 	// allocator that tracing programs may use since 6.1.
 	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
-	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls} {
+	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen} {
 		for name, m := range spec.Maps {
 			if strings.HasPrefix(name, ".") || t.maps[name] != nil {
 				continue
@@ -350,6 +363,10 @@ func (t *Tracker) attachArrivals(spec *ebpf.CollectionSpec) {
 		t.untold(errors.New("needs the changes of state"), StoryConnections)
 	}
 	tell(StorySynackRetransmits, "synack_retransmitted", "Linux 5.12 or newer")
+	if i := slices.IndexFunc(t.stories, func(s Story) bool { return s.Name == StoryRefusals && s.Told() }); i >= 0 {
+		t.told(StoryIgnoredACKs, t.stories[i].Mechanism, t.stories[i].Programs...)
+		return
+	}
 	var reasons *btf.Enum
 	if err := t.kernel.TypeByName("skb_drop_reason", &reasons); err == nil {
 		i := slices.IndexFunc(reasons.Values, func(v btf.EnumValue) bool { return v.Name == "SKB_DROP_REASON_TCP_LISTEN_OVERFLOW" })

@@ -161,10 +161,10 @@ type Listener struct {
 	Handshake     Histogram
 	Abandoned     uint64
 
-	LastAccept        time.Duration // on the monotonic clock; 0: never
-	AcceptWait        Histogram
-	LastListen        time.Duration // the same for listen()
-	Backlog           int32         // argument of the last listen(), if there was any
+	LastAccept time.Duration // on the monotonic clock; 0: never
+	AcceptWait Histogram
+	LastListen time.Duration // the same for listen()
+	Backlog    int32         // argument of the last listen(), if there was any
 	// Peak is the accept queue's highest length at an arrival in this minute
 	// of the monotonic clock and the one before; PeakRatio is the highest
 	// length / (limit + 1).

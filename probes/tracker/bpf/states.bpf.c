@@ -2,7 +2,7 @@
 /* Every change of state of a full socket: which edge it was, how long the socket
  * had been in the state that it leaves, and what became of a connect().
  */
-#include "namespaces.h"
+#include "events.h"
 #include "sockets.h"
 #include <bpf/bpf_tracing.h>
 

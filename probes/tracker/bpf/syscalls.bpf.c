@@ -2,7 +2,7 @@
 /* What applications do: listen(), accept(), and connect() where it fails before
  * there is a state to change. All of it is read when the call returns.
  */
-#include "namespaces.h"
+#include "events.h"
 #include "listeners.h"
 #include "sockets.h"
 

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The lives of half-open requests, from the SYN to the accept queue or whatever
+ * other end they find, and of connections that nobody accepts. A request's place
+ * in the table of sockets keeps since when it is there and, in place of when it
+ * arrived, what may be its end; what was the last when it is freed is it.
+ */
+#include "namespaces.h"
+#include "listeners.h"
+#include "sockets.h"
+#include "registers.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+volatile const __u32 request_begins_edge, request_completes_edge, request_ends_edge; /* tcpstate.Index */
+
+static __always_inline struct sock *listener_of(struct request_sock *request)
+{
+	return BPF_CORE_READ(request, __req_common.skc_listener);
+}
+
+static __always_inline int listens(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+}
+
+/* A listener that was there before the tracker may have no cookie yet. */
+static __always_inline struct listener_counts *counts_of(struct sock *sk)
+{
+	__u64 cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+
+	return find_listener(cookie ? cookie : (__u64)sk, sk);
+}
+
+static __always_inline void count_edge(struct sock *listener, __u32 edge)
+{
+	__u32 slot = find_slot_of(BPF_CORE_READ(listener, __sk_common.skc_net.net));
+	struct namespace_counts *counts = bpf_map_lookup_elem(&namespaces, &slot);
+
+	if (counts && edge < EDGES)
+		add(&counts->edges[edge], 1);
+}
+
+static __always_inline void count_end(struct sock *listener, enum half_open_end end)
+{
+	struct listener_counts *l = counts_of(listener);
+
+	asm volatile("" : "+r"(end)); /* the register that is checked is the one that is used */
+	if (l && end < HALF_OPEN_ENDS)
+		add(&l->half_open_ended[end], 1);
+}
+
+static __always_inline int begins(struct request_sock *request)
+{
+	count_edge(listener_of(request), request_begins_edge);
+	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, 0);
+	return 0;
+}
+
+static __always_inline int completes(struct sock *sk, struct request_sock *request)
+{
+	struct place *place = find_socket((__u64)request);
+	struct listener_counts *l;
+
+	if (!place) /* of a SYN cookie, or older than the tracker */
+		return 0;
+	count_edge(sk, request_completes_edge);
+	count_end(sk, END_COMPLETED);
+	l = counts_of(sk);
+	if (l)
+		observe(&l->handshake, bpf_ktime_get_ns() - place->since);
+	end_socket((__u64)request);
+	return 0;
+}
+
+/* marks keeps what may be the end of a request. */
+static __always_inline int marks(struct request_sock *request, enum half_open_end end)
+{
+	struct place *place = find_socket((__u64)request);
+
+	if (place)
+		place->arrived = end;
+	return 0;
+}
+
+static __always_inline int timer_fires(struct timer_list *timer)
+{
+	__u64 request = (__u64)timer - bpf_core_field_offset(struct request_sock, rsk_timer);
+
+	return marks((struct request_sock *)request, END_EXPIRED);
+}
+
+static __always_inline int migrates(struct request_sock *request, struct request_sock *clone)
+{
+	struct place *place = find_socket((__u64)request);
+
+	if (!place || !clone)
+		return 0;
+	place->arrived = END_MIGRATED;
+	count_edge(listener_of(clone), request_begins_edge);
+	begin_socket((__u64)clone, place->since, TCP_NEW_SYN_RECV, 0);
+	return 0;
+}
+
+static __always_inline int ends(struct request_sock *request)
+{
+	struct place *place = find_socket((__u64)request);
+	struct sock *listener;
+	__u32 end;
+
+	if (!place)
+		return 0;
+	listener = listener_of(request);
+	end = place->arrived;
+	if (end != END_MIGRATED && end != END_DESTROYED && !listens(listener))
+		end = END_LISTENER_CLOSED;
+	count_edge(listener, request_ends_edge);
+	count_end(listener, end);
+	end_socket((__u64)request);
+	return 0;
+}
+
+static __always_inline int abandons(struct sock *sk)
+{
+	struct listener_counts *l = counts_of(sk);
+
+	if (l)
+		add(&l->abandoned, 1);
+	return 0;
+}
+
+/* 5.10 returns nothing; it has one argument less since 7.0. False where the same
+ * request was there already.
+ */
+SEC("fexit/inet_csk_reqsk_queue_hash_add")
+int BPF_PROG(request_began_void, void *sk, struct request_sock *request)
+{
+	return begins(request);
+}
+
+SEC("fexit/inet_csk_reqsk_queue_hash_add")
+int BPF_PROG(request_began_3, void *sk, struct request_sock *request, unsigned long timeout, __u64 added)
+{
+	return added & 0xff ? begins(request) : 0;
+}
+
+SEC("fexit/inet_csk_reqsk_queue_hash_add")
+int BPF_PROG(request_began_2, void *sk, struct request_sock *request, __u64 added)
+{
+	return added & 0xff ? begins(request) : 0;
+}
+
+SEC("fexit/inet_csk_complete_hashdance")
+int BPF_PROG(request_completed, struct sock *sk, void *child, struct request_sock *request, int own, void *taken)
+{
+	return taken ? completes(sk, request) : 0;
+}
+
+SEC("fentry/reqsk_timer_handler")
+int BPF_PROG(request_timer_fired, struct timer_list *timer)
+{
+	return timer_fires(timer);
+}
+
+SEC("fentry/tcp_abort")
+int BPF_PROG(socket_aborted, struct request_sock *request)
+{
+	return marks(request, END_DESTROYED);
+}
+
+SEC("fexit/inet_reqsk_clone")
+int BPF_PROG(request_cloned, struct request_sock *request, void *listener, struct request_sock *clone)
+{
+	return migrates(request, clone);
+}
+
+SEC("fentry/tcp_v4_reqsk_destructor")
+int BPF_PROG(request_ended, struct request_sock *request)
+{
+	return ends(request);
+}
+
+SEC("fentry/inet_child_forget")
+int BPF_PROG(connection_abandoned, struct sock *sk)
+{
+	return abandons(sk);
+}

@@ -1,0 +1,253 @@
+package tracker
+
+import (
+	"maps"
+	"testing"
+
+	"sockq/probes/scenario"
+	"sockq/probes/tcpstate"
+)
+
+// fates is what became of SYNs, final ACKs and requests at all listeners of a
+// namespace.
+type fates struct {
+	Syns, CookiesSent, CookiesValidated uint64
+	Drops, Ended                        map[string]uint64
+	Handshakes, Abandoned               uint64
+}
+
+func fatesOf(tb testing.TB, tr *Tracker, id NamespaceID) fates {
+	tb.Helper()
+	f := fates{Drops: make(map[string]uint64), Ended: make(map[string]uint64)}
+	for _, l := range heard(tb, tr, id) {
+		f.Syns += l.Syns
+		f.CookiesSent += l.CookiesSent
+		f.CookiesValidated += l.CookiesValidated
+		f.Handshakes += l.Handshake.Count()
+		f.Abandoned += l.Abandoned
+		for i, n := range l.Drops {
+			if n > 0 {
+				f.Drops[DropReasonNames[i]] += n
+			}
+		}
+		for i, n := range l.HalfOpenEnded {
+			if n > 0 {
+				f.Ended[HalfOpenEndNames[i]] += n
+			}
+		}
+	}
+	return f
+}
+
+func sum(m map[string]uint64) (n uint64) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+// audited are what the kernel counts in a namespace, too.
+type audited struct{ ListenDrops, ListenOverflows, SyncookiesSent, SyncookiesRecv uint64 }
+
+func (f fates) audited() audited {
+	return audited{
+		ListenDrops:     sum(f.Drops),
+		ListenOverflows: f.Drops["accept_queue_full_syn"] + f.Drops["accept_queue_full_ack"] + f.Drops["accept_queue_full_reset"],
+		SyncookiesSent:  f.CookiesSent, SyncookiesRecv: f.CookiesValidated,
+	}
+}
+
+func kernelCounts(ns *scenario.Namespace) audited {
+	n := ns.Netstat()
+	return audited{n["ListenDrops"], n["ListenOverflows"], n["SyncookiesSent"], n["SyncookiesRecv"]}
+}
+
+// tellsRefusals tells whether this kernel has the hooks for it; where it has not
+// the stories are absent, and why is said.
+func tellsRefusals(t *testing.T, tr *Tracker) bool {
+	t.Helper()
+	told := tr.tier == TierA || tr.tier == TierB
+	for _, story := range []string{StoryRefusals} {
+		if tr.Tells(story) != told {
+			t.Errorf("tier %s tells %s: %t", tr.tier, story, !told)
+		}
+	}
+	return tr.Tells(StoryRefusals)
+}
+
+// TestFatesOfScenarios holds what became of each SYN and final ACK in all scenarios
+// against the kernel's own counters, and the requests against sock_diag.
+func TestFatesOfScenarios(t *testing.T) {
+	tr := share(t)
+	if !tellsRefusals(t, tr) {
+		return
+	}
+	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
+		t.Helper()
+		if want.Gone {
+			return
+		}
+		id := identify(t, ns)
+		become(t, "what the kernel counts", kernelCounts(ns), func() audited { return fatesOf(t, tr, id).audited() })
+		if !tr.Tells(StoryHalfOpen) {
+			return
+		}
+		waiting := func() (n uint64) {
+			for _, s := range ns.Sockets(tcpstate.MaskOf(tcpstate.SynRecv)) {
+				if s.Request() {
+					n++
+				}
+			}
+			return n
+		}
+		become(t, "requests", waiting(), func() uint64 {
+			n, f := happened(t, tr, id), fatesOf(t, tr, id)
+			began := count(&n, tcpstate.Listen, tcpstate.NewSynRecv)
+			completed := count(&n, tcpstate.NewSynRecv, tcpstate.SynRecv)
+			ended := count(&n, tcpstate.NewSynRecv, tcpstate.Close)
+			if completed != f.Ended["completed"] || completed != f.Handshakes || completed+ended != sum(f.Ended) {
+				t.Errorf("%d completed, %d ended: %v", completed, ended, f)
+			}
+			return began - completed - ended
+		})
+	})
+}
+
+// TestFates plays each reason to refuse, and each end of a request, at one listener.
+func TestFates(t *testing.T) {
+	tr := share(t)
+	if !tellsRefusals(t, tr) {
+		return
+	}
+	type counts = map[string]uint64
+	full := func(s *scenario.Stage) *scenario.Socket {
+		l := s.Listen(0)
+		s.Connect(l.Addr())
+		return l
+	}
+	for name, story := range map[string]struct {
+		play         func(s *scenario.Stage)
+		drops, ended counts
+		abandoned    uint64
+	}{
+		"accept_queue_full_syn": {
+			play:  func(s *scenario.Stage) { s.Peer().SYN(full(s).Addr()) },
+			drops: counts{"accept_queue_full_syn": 1}, ended: counts{"completed": 1},
+		},
+		"accept_queue_full_ack": {
+			play: func(s *scenario.Stage) {
+				l := s.Listen(1) // with 0, a request would be a full SYN queue
+				late := s.Peer().SYN(l.Addr())
+				late.AwaitSYNACK()
+				s.Connect(l.Addr())
+				s.Connect(l.Addr())
+				late.ACK()
+			},
+			drops: counts{"accept_queue_full_ack": 1}, ended: counts{"completed": 2},
+		},
+		"accept_queue_full_reset": {
+			play: func(s *scenario.Stage) {
+				s.NS.Sysctl("net.ipv4.tcp_abort_on_overflow", "1")
+				l := s.Listen(1) // with 0, a request would be a full SYN queue
+				late := s.Peer().SYN(l.Addr())
+				late.AwaitSYNACK()
+				s.Connect(l.Addr())
+				s.Connect(l.Addr())
+				late.ACK()
+				late.AwaitRST()
+			},
+			drops: counts{"accept_queue_full_reset": 1}, ended: counts{"completed": 2, "overflow_reset": 1},
+		},
+		"syn_queue_full": {
+			play: func(s *scenario.Stage) {
+				s.NS.Sysctl("net.ipv4.tcp_syncookies", "0")
+				l := s.Listen(4)
+				for range 12 {
+					s.Peer().SYN(l.Addr())
+				}
+			},
+			drops: counts{"syn_queue_full": 7},
+		},
+		"max_syn_backlog": {
+			play: func(s *scenario.Stage) {
+				s.NS.Sysctl("net.ipv4.tcp_syncookies", "0")
+				s.NS.Sysctl("net.ipv4.tcp_max_syn_backlog", "16")
+				l := s.Listen(64)
+				for range 20 {
+					s.Peer().SYN(l.Addr())
+				}
+			},
+			drops: counts{"max_syn_backlog": 7},
+		},
+		"reset": {
+			play: func(s *scenario.Stage) {
+				c := s.Peer().SYN(s.Listen(5).Addr())
+				c.AwaitSYNACK()
+				c.RST()
+			},
+			ended: counts{"reset": 1},
+		},
+		"icmp": {
+			play: func(s *scenario.Stage) {
+				c := s.Peer().SYN(s.Listen(5).Addr())
+				c.AwaitSYNACK()
+				c.Unreachable(1)
+			},
+			drops: counts{"icmp": 1}, ended: counts{"icmp": 1},
+		},
+		"expired": {
+			play: func(s *scenario.Stage) {
+				s.NS.Sysctl("net.ipv4.tcp_synack_retries", "0")
+				s.Peer().SYN(s.Listen(5).Addr()).AwaitSYNACK()
+			},
+			ended: counts{"expired": 1},
+		},
+		"listener_closed": {
+			play: func(s *scenario.Stage) {
+				l := s.Listen(5)
+				c := s.Peer().SYN(l.Addr())
+				c.AwaitSYNACK()
+				l.Close()
+				c.ACK()
+			},
+			ended: counts{"listener_closed": 1},
+		},
+		"abandoned": {
+			play: func(s *scenario.Stage) {
+				l := s.Listen(5)
+				s.Connect(l.Addr())
+				s.Connect(l.Addr())
+				l.Close()
+			},
+			ended: counts{"completed": 2}, abandoned: 2,
+		},
+	} {
+		for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
+			t.Run(name+"/"+family.String(), func(t *testing.T) {
+				s := scenario.NewStage(t, family)
+				id := identify(t, s.NS)
+				story.play(s)
+				type fate struct {
+					Drops, Ended counts
+					Abandoned    uint64
+				}
+				want := fate{Drops: maps.Clone(story.drops), Ended: maps.Clone(story.ended), Abandoned: story.abandoned}
+				if want.Drops == nil {
+					want.Drops = counts{}
+				}
+				if want.Ended == nil || !tr.Tells(StoryHalfOpen) {
+					want.Ended = counts{}
+				}
+				if !tr.Tells(StoryHalfOpen) {
+					want.Abandoned = 0
+				}
+				become(t, "fates", want, func() fate {
+					f := fatesOf(t, tr, id)
+					return fate{f.Drops, f.Ended, f.Abandoned}
+				})
+				become(t, "what the kernel counts", kernelCounts(s.NS), func() audited { return fatesOf(t, tr, id).audited() })
+				s.End()
+			})
+		}
+	}
+}
