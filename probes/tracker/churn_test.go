@@ -465,7 +465,10 @@ type bucket struct {
 	Places [16]place
 }
 
-type place struct{ Since, Arrived, State uint64 }
+type place struct {
+	Since, Arrived uint64
+	State, WaitsAs uint32
+}
 
 // table is the whole sockets table.
 func table(t *testing.T, tr *Tracker) []bucket {

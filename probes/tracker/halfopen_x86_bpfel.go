@@ -24,6 +24,7 @@ const (
 	halfOpenMapNamespaces           = "namespaces"
 	halfOpenMapSlots                = "slots"
 	halfOpenMapSockets              = "sockets"
+	halfOpenMapStateSeconds         = "state_seconds"
 	halfOpenProgConnectionAbandoned = "connection_abandoned"
 	halfOpenProgRequestBegan2       = "request_began_2"
 	halfOpenProgRequestBegan3       = "request_began_3"
@@ -33,6 +34,8 @@ const (
 	halfOpenProgRequestEnded        = "request_ended"
 	halfOpenProgRequestTimerFired   = "request_timer_fired"
 	halfOpenProgSocketAborted       = "socket_aborted"
+	halfOpenVarObserved             = "observed"
+	halfOpenVarPerNamespace         = "per_namespace"
 	halfOpenVarRequestBeginsEdge    = "request_begins_edge"
 	halfOpenVarRequestCompletesEdge = "request_completes_edge"
 	halfOpenVarRequestEndsEdge      = "request_ends_edge"
@@ -95,20 +98,23 @@ type halfOpenProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfOpenMapSpecs struct {
-	Cpus       *ebpf.MapSpec `ebpf:"cpus"`
-	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
-	LastSlots  *ebpf.MapSpec `ebpf:"last_slots"`
-	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
-	Lost       *ebpf.MapSpec `ebpf:"lost"`
-	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
-	Sockets    *ebpf.MapSpec `ebpf:"sockets"`
+	Cpus         *ebpf.MapSpec `ebpf:"cpus"`
+	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
+	LastSlots    *ebpf.MapSpec `ebpf:"last_slots"`
+	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
+	Lost         *ebpf.MapSpec `ebpf:"lost"`
+	Namespaces   *ebpf.MapSpec `ebpf:"namespaces"`
+	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
+	StateSeconds *ebpf.MapSpec `ebpf:"state_seconds"`
 }
 
 // halfOpenVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfOpenVariableSpecs struct {
+	Observed             *ebpf.VariableSpec `ebpf:"observed"`
+	PerNamespace         *ebpf.VariableSpec `ebpf:"per_namespace"`
 	RequestBeginsEdge    *ebpf.VariableSpec `ebpf:"request_begins_edge"`
 	RequestCompletesEdge *ebpf.VariableSpec `ebpf:"request_completes_edge"`
 	RequestEndsEdge      *ebpf.VariableSpec `ebpf:"request_ends_edge"`
@@ -134,14 +140,15 @@ func (o *halfOpenObjects) Close() error {
 //
 // It can be passed to loadHalfOpenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfOpenMaps struct {
-	Cpus       *ebpf.Map `ebpf:"cpus"`
-	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
-	LastSlots  *ebpf.Map `ebpf:"last_slots"`
-	Listeners  *ebpf.Map `ebpf:"listeners"`
-	Lost       *ebpf.Map `ebpf:"lost"`
-	Namespaces *ebpf.Map `ebpf:"namespaces"`
-	Slots      *ebpf.Map `ebpf:"slots"`
-	Sockets    *ebpf.Map `ebpf:"sockets"`
+	Cpus         *ebpf.Map `ebpf:"cpus"`
+	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
+	LastSlots    *ebpf.Map `ebpf:"last_slots"`
+	Listeners    *ebpf.Map `ebpf:"listeners"`
+	Lost         *ebpf.Map `ebpf:"lost"`
+	Namespaces   *ebpf.Map `ebpf:"namespaces"`
+	Slots        *ebpf.Map `ebpf:"slots"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
+	StateSeconds *ebpf.Map `ebpf:"state_seconds"`
 }
 
 func (m *halfOpenMaps) Close() error {
@@ -154,6 +161,7 @@ func (m *halfOpenMaps) Close() error {
 		m.Namespaces,
 		m.Slots,
 		m.Sockets,
+		m.StateSeconds,
 	)
 }
 
@@ -161,6 +169,8 @@ func (m *halfOpenMaps) Close() error {
 //
 // It can be passed to loadHalfOpenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfOpenVariables struct {
+	Observed             *ebpf.Variable `ebpf:"observed"`
+	PerNamespace         *ebpf.Variable `ebpf:"per_namespace"`
 	RequestBeginsEdge    *ebpf.Variable `ebpf:"request_begins_edge"`
 	RequestCompletesEdge *ebpf.Variable `ebpf:"request_completes_edge"`
 	RequestEndsEdge      *ebpf.Variable `ebpf:"request_ends_edge"`

@@ -5,6 +5,7 @@ package tracker
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_counts -type state_histograms -type event -type slot -type cpu -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" states bpf/states.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" timeWait bpf/timewait.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" refusals bpf/refusals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" halfOpen bpf/halfopen.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" syscalls bpf/syscalls.bpf.c
@@ -156,9 +157,10 @@ func Open(opts Options) (_ *Tracker, err error) {
 	if err := t.newMaps(specs); err != nil {
 		return nil, err
 	}
-	t.attachStates(specs.states)
 	t.attachRefusals(specs.refusals)
 	t.attachHalfOpen(specs.halfOpen)
+	t.attachTimeWait(specs.timeWait)
+	t.attachStates(specs.states)
 	t.attachArrivals(specs.arrivals)
 	t.attachResets(specs.resets)
 	t.attachSyscalls(specs.syscalls)
@@ -176,7 +178,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 }
 
 type specs struct {
-	states, arrivals, resets, syscalls, refusals, halfOpen *ebpf.CollectionSpec
+	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait *ebpf.CollectionSpec
 }
 
 func (t *Tracker) specs() (s specs, err error) {
@@ -184,7 +186,8 @@ func (t *Tracker) specs() (s specs, err error) {
 		into **ebpf.CollectionSpec
 		from func() (*ebpf.CollectionSpec, error)
 	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls},
-		{&s.refusals, loadRefusals}, {&s.halfOpen, loadHalfOpen}} {
+		{&s.refusals, loadRefusals}, {&s.halfOpen, loadHalfOpen},
+		{&s.timeWait, loadTimeWait}} {
 		if *load.into, err = load.from(); err != nil {
 			return s, err
 		}
@@ -198,7 +201,7 @@ func (t *Tracker) newMaps(s specs) error {
 	// Elements of maps that are not allocated beforehand come from an
 	// allocator that tracing programs may use since 6.1.
 	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
-	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen} {
+	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait} {
 		for name, m := range spec.Maps {
 			if strings.HasPrefix(name, ".") || t.maps[name] != nil {
 				continue
@@ -283,11 +286,23 @@ func (t *Tracker) untold(reason error, stories ...string) {
 	}
 }
 
-// What the tracepoint tells truly of how long a socket was in a state: FIN_WAIT2
-// ends early where a time-wait mini-socket takes over, a passive SYN_RECV was
-// a request before, and CLOSE is no state of a connection.
-var observed = tcpstate.MaskOf(tcpstate.SynSent, tcpstate.Established, tcpstate.FinWait1,
-	tcpstate.CloseWait, tcpstate.LastAck, tcpstate.Closing, tcpstate.Listen)
+// observed are the states whose times are told (1 << state). FIN_WAIT2 ends where
+// a time-wait mini-socket does that takes it over, a passive SYN_RECV is a request
+// first, and CLOSE is no state of a connection.
+func (t *Tracker) observed() uint32 {
+	if !t.opts.StateSeconds {
+		return 0
+	}
+	states := tcpstate.MaskOf(tcpstate.SynSent, tcpstate.Established, tcpstate.FinWait1,
+		tcpstate.CloseWait, tcpstate.LastAck, tcpstate.Closing, tcpstate.Listen)
+	if t.Tells(StoryHalfOpen) {
+		states |= tcpstate.MaskOf(tcpstate.SynRecv)
+	}
+	if t.Tells(StoryTimeWait) {
+		states |= tcpstate.MaskOf(tcpstate.FinWait2, tcpstate.TimeWait)
+	}
+	return uint32(states)
+}
 
 func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
 	var edges [16][16]uint8
@@ -296,14 +311,10 @@ func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
 			edges[transition.From][transition.To] = uint8(i) + 1
 		}
 	}
-	states := tcpstate.Mask(0)
-	if t.opts.StateSeconds {
-		states = observed
-	}
 	destroyed, destroyError := t.attach(spec, "socket_destroyed")
 	for name, value := range map[string]any{
-		"edges": edges, "observed": uint32(states), "per_namespace": boolean(t.opts.PerNamespace),
-		"destroy_is_traced": boolean(destroyError == nil),
+		"edges": edges, "observed": t.observed(), "per_namespace": boolean(t.opts.PerNamespace),
+		"destroy_is_traced": boolean(destroyError == nil), "time_wait_is_traced": boolean(t.Tells(StoryTimeWait)),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			t.untold(fmt.Errorf("set %s: %w", name, err), StoryTransitions, StoryStateSeconds, StoryConnects)

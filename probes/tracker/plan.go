@@ -190,19 +190,17 @@ func (t *Tracker) attachHalfOpen(spec *ebpf.CollectionSpec) {
 		t.untold(errors.New("needs "+StoryRefusals), StoryHalfOpen)
 		return
 	}
-	for name, edge := range map[string]tcpstate.Edge{
+	states := tcpstate.Mask(0)
+	if t.opts.StateSeconds {
+		states = tcpstate.MaskOf(tcpstate.SynRecv)
+	}
+	if err := t.setEdges(spec, states, map[string]tcpstate.Edge{
 		"request_begins_edge":    {From: tcpstate.Listen, To: tcpstate.NewSynRecv},
 		"request_completes_edge": {From: tcpstate.NewSynRecv, To: tcpstate.SynRecv},
 		"request_ends_edge":      {From: tcpstate.NewSynRecv, To: tcpstate.Close},
-	} {
-		i, ok := tcpstate.Index(edge)
-		if !ok {
-			panic("no edge " + edge.String())
-		}
-		if err := spec.Variables[name].Set(uint32(i)); err != nil {
-			t.untold(fmt.Errorf("set %s: %w", name, err), StoryHalfOpen)
-			return
-		}
+	}); err != nil {
+		t.untold(err, StoryHalfOpen)
+		return
 	}
 	t.attachHooks(StoryHalfOpen, spec, []hook{
 		// Those that end a request first, so that none stays that began.
@@ -215,4 +213,48 @@ func (t *Tracker) attachHalfOpen(spec *ebpf.CollectionSpec) {
 		{function: "inet_child_forget", program: "connection_abandoned"},
 		{function: "inet_csk_reqsk_queue_hash_add", returns: true, program: "request_began"},
 	})
+}
+
+func (t *Tracker) attachTimeWait(spec *ebpf.CollectionSpec) {
+	states := tcpstate.Mask(0)
+	if t.opts.StateSeconds {
+		states = tcpstate.MaskOf(tcpstate.FinWait2, tcpstate.TimeWait)
+	}
+	if err := t.setEdges(spec, states, map[string]tcpstate.Edge{
+		"waits_edge":       {From: tcpstate.FinWait2, To: tcpstate.TimeWait},
+		"ends_edge":        {From: tcpstate.TimeWait, To: tcpstate.Close},
+		"orphan_ends_edge": {From: tcpstate.FinWait2, To: tcpstate.Close},
+	}); err != nil {
+		t.untold(err, StoryTimeWait)
+		return
+	}
+	takesOver := "inet_twsk_hashdance_schedule" // 6.8+
+	var function *btf.Func
+	if t.kernel.TypeByName(takesOver, &function) != nil {
+		takesOver = "inet_twsk_hashdance"
+	}
+	t.attachHooks(StoryTimeWait, spec, slices.Concat(
+		[]hook{{function: "inet_twsk_kill", program: "waiting_ends"}},
+		both("tcp_timewait_state_process", "segment_for_waiting", "segment_processed"),
+		[]hook{{function: takesOver, program: "socket_waits"}},
+	))
+}
+
+// setEdges tells a program the numbers of edges, and the states whose times it
+// measures.
+func (t *Tracker) setEdges(spec *ebpf.CollectionSpec, states tcpstate.Mask, edges map[string]tcpstate.Edge) error {
+	values := map[string]any{"observed": uint32(states), "per_namespace": boolean(t.opts.PerNamespace)}
+	for name, edge := range edges {
+		i, ok := tcpstate.Index(edge)
+		if !ok {
+			return fmt.Errorf("%s is no edge", edge)
+		}
+		values[name] = uint32(i)
+	}
+	for name, value := range values {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
 }

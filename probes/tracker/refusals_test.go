@@ -67,7 +67,7 @@ func kernelCounts(ns *scenario.Namespace) audited {
 func tellsRefusals(t *testing.T, tr *Tracker) bool {
 	t.Helper()
 	told := tr.tier == TierA || tr.tier == TierB
-	for _, story := range []string{StoryRefusals} {
+	for _, story := range hookStories {
 		if tr.Tells(story) != told {
 			t.Errorf("tier %s tells %s: %t", tr.tier, story, !told)
 		}
@@ -89,28 +89,57 @@ func TestFatesOfScenarios(t *testing.T) {
 		}
 		id := identify(t, ns)
 		become(t, "what the kernel counts", kernelCounts(ns), func() audited { return fatesOf(t, tr, id).audited() })
-		if !tr.Tells(StoryHalfOpen) {
+		if !tr.Tells(StoryHalfOpen) || !tr.Tells(StoryTimeWait) {
 			return
 		}
-		waiting := func() (n uint64) {
-			for _, s := range ns.Sockets(tcpstate.MaskOf(tcpstate.SynRecv)) {
-				if s.Request() {
-					n++
-				}
-			}
-			return n
-		}
-		become(t, "requests", waiting(), func() uint64 {
+		become(t, "sockets by transitions", socketsOf(ns), func() map[string]int64 {
 			n, f := happened(t, tr, id), fatesOf(t, tr, id)
-			began := count(&n, tcpstate.Listen, tcpstate.NewSynRecv)
-			completed := count(&n, tcpstate.NewSynRecv, tcpstate.SynRecv)
-			ended := count(&n, tcpstate.NewSynRecv, tcpstate.Close)
+			completed, ended := count(&n, newSynRecv, synRecv), count(&n, newSynRecv, closed)
 			if completed != f.Ended["completed"] || completed != f.Handshakes || completed+ended != sum(f.Ended) {
 				t.Errorf("%d completed, %d ended: %v", completed, ended, f)
 			}
-			return began - completed - ended
+			return remaining(&n)
 		})
 	})
+}
+
+// remaining is how many sockets must be in each state after these transitions.
+func remaining(n *Namespace) map[string]int64 {
+	var states [newSynRecv + 1]int64
+	for i, change := range tcpstate.Transitions {
+		if change.Sight == tcpstate.Never {
+			continue
+		}
+		count := int64(n.Transitions[i])
+		if change.From != listens || change.To == closed { // else the listener stays what it is
+			states[change.From] -= count
+		}
+		if change.From != newSynRecv || change.To == closed { // else the child comes from LISTEN
+			states[change.To] += count
+		}
+	}
+	states[synRecv] += states[newSynRecv]
+	states[closed], states[newSynRecv] = 0, 0
+	return named(states[:])
+}
+
+func named(states []int64) map[string]int64 {
+	m := make(map[string]int64)
+	for state, n := range states {
+		if n != 0 {
+			m[tcpstate.State(state).String()] = n
+		}
+	}
+	return m
+}
+
+// socketsOf is what sock_diag has of a namespace.
+func socketsOf(ns *scenario.Namespace) map[string]int64 {
+	var states [tcpstate.Count]int64
+	for _, s := range ns.Sockets(tcpstate.MaskAll &^ tcpstate.MaskOf(closed)) {
+		states[s.State]++
+	}
+	return named(states[:])
 }
 
 // TestFates plays each reason to refuse, and each end of a request, at one listener.

@@ -225,7 +225,7 @@ func rewind(t *testing.T, tr *Tracker, state tcpstate.State, by time.Duration) {
 	for i, b := range table(t, tr) {
 		changed := false
 		for p := range b.Places {
-			if b.Sk[p] != 0 && b.Places[p].State == uint64(state) {
+			if b.Sk[p] != 0 && b.Places[p].State == uint32(state) {
 				b.Places[p].Since -= uint64(by)
 				changed = true
 			}

@@ -75,6 +75,7 @@ const (
 	statesVarEdges                = "edges"
 	statesVarObserved             = "observed"
 	statesVarPerNamespace         = "per_namespace"
+	statesVarTimeWaitIsTraced     = "time_wait_is_traced"
 )
 
 // loadStates returns the embedded CollectionSpec for states.
@@ -145,10 +146,11 @@ type statesMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type statesVariableSpecs struct {
-	DestroyIsTraced *ebpf.VariableSpec `ebpf:"destroy_is_traced"`
-	Edges           *ebpf.VariableSpec `ebpf:"edges"`
-	Observed        *ebpf.VariableSpec `ebpf:"observed"`
-	PerNamespace    *ebpf.VariableSpec `ebpf:"per_namespace"`
+	DestroyIsTraced  *ebpf.VariableSpec `ebpf:"destroy_is_traced"`
+	Edges            *ebpf.VariableSpec `ebpf:"edges"`
+	Observed         *ebpf.VariableSpec `ebpf:"observed"`
+	PerNamespace     *ebpf.VariableSpec `ebpf:"per_namespace"`
+	TimeWaitIsTraced *ebpf.VariableSpec `ebpf:"time_wait_is_traced"`
 }
 
 // statesObjects contains all objects after they have been loaded into the kernel.
@@ -202,10 +204,11 @@ func (m *statesMaps) Close() error {
 //
 // It can be passed to loadStatesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type statesVariables struct {
-	DestroyIsTraced *ebpf.Variable `ebpf:"destroy_is_traced"`
-	Edges           *ebpf.Variable `ebpf:"edges"`
-	Observed        *ebpf.Variable `ebpf:"observed"`
-	PerNamespace    *ebpf.Variable `ebpf:"per_namespace"`
+	DestroyIsTraced  *ebpf.Variable `ebpf:"destroy_is_traced"`
+	Edges            *ebpf.Variable `ebpf:"edges"`
+	Observed         *ebpf.Variable `ebpf:"observed"`
+	PerNamespace     *ebpf.Variable `ebpf:"per_namespace"`
+	TimeWaitIsTraced *ebpf.Variable `ebpf:"time_wait_is_traced"`
 }
 
 // statesPrograms contains all programs after they have been loaded into the kernel.

@@ -14,6 +14,7 @@ const (
 	established = tcpstate.Established
 	synSent     = tcpstate.SynSent
 	synRecv     = tcpstate.SynRecv
+	newSynRecv  = tcpstate.NewSynRecv
 	finWait1    = tcpstate.FinWait1
 	finWait2    = tcpstate.FinWait2
 	closed      = tcpstate.Close

@@ -6,6 +6,7 @@
  */
 #include "namespaces.h"
 #include "listeners.h"
+#include "seconds.h"
 #include "sockets.h"
 #include "registers.h"
 
@@ -31,9 +32,13 @@ static __always_inline struct listener_counts *counts_of(struct sock *sk)
 	return find_listener(cookie ? cookie : (__u64)sk, sk);
 }
 
-static __always_inline void count_edge(struct sock *listener, __u32 edge)
+static __always_inline __u32 slot_of_listener(struct sock *listener)
 {
-	__u32 slot = find_slot_of(BPF_CORE_READ(listener, __sk_common.skc_net.net));
+	return find_slot_of(BPF_CORE_READ(listener, __sk_common.skc_net.net));
+}
+
+static __always_inline void count_edge(__u32 slot, __u32 edge)
+{
 	struct namespace_counts *counts = bpf_map_lookup_elem(&namespaces, &slot);
 
 	if (counts && edge < EDGES)
@@ -51,7 +56,7 @@ static __always_inline void count_end(struct sock *listener, enum half_open_end 
 
 static __always_inline int begins(struct request_sock *request)
 {
-	count_edge(listener_of(request), request_begins_edge);
+	count_edge(slot_of_listener(listener_of(request)), request_begins_edge);
 	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, 0);
 	return 0;
 }
@@ -60,14 +65,19 @@ static __always_inline int completes(struct sock *sk, struct request_sock *reque
 {
 	struct place *place = find_socket((__u64)request);
 	struct listener_counts *l;
+	__u64 spent;
+	__u32 slot;
 
 	if (!place) /* of a SYN cookie, or older than the tracker */
 		return 0;
-	count_edge(sk, request_completes_edge);
+	slot = slot_of_listener(sk);
+	spent = bpf_ktime_get_ns() - place->since;
+	count_edge(slot, request_completes_edge);
 	count_end(sk, END_COMPLETED);
+	observe_state(slot, TCP_SYN_RECV, spent);
 	l = counts_of(sk);
 	if (l)
-		observe(&l->handshake, bpf_ktime_get_ns() - place->since);
+		observe(&l->handshake, spent);
 	end_socket((__u64)request);
 	return 0;
 }
@@ -96,7 +106,7 @@ static __always_inline int migrates(struct request_sock *request, struct request
 	if (!place || !clone)
 		return 0;
 	place->arrived = END_MIGRATED;
-	count_edge(listener_of(clone), request_begins_edge);
+	count_edge(slot_of_listener(listener_of(clone)), request_begins_edge);
 	begin_socket((__u64)clone, place->since, TCP_NEW_SYN_RECV, 0);
 	return 0;
 }
@@ -105,7 +115,7 @@ static __always_inline int ends(struct request_sock *request)
 {
 	struct place *place = find_socket((__u64)request);
 	struct sock *listener;
-	__u32 end;
+	__u32 end, slot;
 
 	if (!place)
 		return 0;
@@ -113,8 +123,11 @@ static __always_inline int ends(struct request_sock *request)
 	end = place->arrived;
 	if (end != END_MIGRATED && end != END_DESTROYED && !listens(listener))
 		end = END_LISTENER_CLOSED;
-	count_edge(listener, request_ends_edge);
+	slot = slot_of_listener(listener);
+	count_edge(slot, request_ends_edge);
 	count_end(listener, end);
+	if (end != END_MIGRATED) /* its clone goes on */
+		observe_state(slot, TCP_SYN_RECV, bpf_ktime_get_ns() - place->since);
 	end_socket((__u64)request);
 	return 0;
 }

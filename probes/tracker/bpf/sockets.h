@@ -15,7 +15,8 @@
 struct place {
 	__u64 since;	/* bpf_ktime_get_ns of the last change of state */
 	__u64 arrived;	/* in an accept queue; 0: not a listener's child */
-	__u64 state;
+	__u32 state;
+	__u32 waits_as; /* the state of the mini-socket that takes over; 0: none */
 };
 
 struct sockets_bucket {
@@ -79,6 +80,7 @@ static __always_inline void begin_socket(__u64 sk, __u64 now, __u32 state, __u64
 	b->places[i].since = now;
 	b->places[i].arrived = arrived;
 	b->places[i].state = state;
+	b->places[i].waits_as = 0;
 }
 
 static __always_inline void end_socket(__u64 sk)

@@ -3,6 +3,7 @@
  * had been in the state that it leaves, and what became of a connect().
  */
 #include "events.h"
+#include "seconds.h"
 #include "sockets.h"
 #include <bpf/bpf_tracing.h>
 
@@ -15,13 +16,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ETIMEDOUT 110
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32); /* 0, or the namespace's slot */
-	__type(value, struct state_histograms);
-} state_seconds SEC(".maps");
 
 #define SEEN 4
 #define SEEN_SHIFT 10
@@ -41,9 +35,8 @@ struct {
 } seen SEC(".maps");
 
 volatile const __u8 edges[16][16];	/* tcpstate.Index + 1, 0: unexpected */
-volatile const __u32 observed;		/* states whose duration the tracepoint tells: 1 << state */
-volatile const __u8 per_namespace;	/* they are counted by namespace */
 volatile const __u8 destroy_is_traced;	/* socket_destroyed forgets sockets */
+volatile const __u8 time_wait_is_traced; /* socket_waits tells what becomes a mini-socket */
 
 /* tcp_time_wait and an orphan's FIN_WAIT2 end the full socket while a time-wait
  * mini-socket lives on: the tracepoint says CLOSE. It is the truth where the
@@ -53,10 +46,21 @@ static __always_inline int hides_time_wait(struct sock *sk, __u32 from, __u32 to
 {
 	int err;
 
-	if (to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+	if (time_wait_is_traced || to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
 		return 0;
 	err = sk->sk_err;
 	return err != ECONNRESET && err != EPIPE && err != ETIMEDOUT && err != ECONNABORTED;
+}
+
+/* goes_on_as is the state of the mini-socket that takes a closing socket over. */
+static __always_inline __u32 goes_on_as(struct sock *sk, __u32 from, __u32 to)
+{
+	struct place *place;
+
+	if (!time_wait_is_traced || to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+		return to;
+	place = find_socket((__u64)sk);
+	return place && place->waits_as ? place->waits_as : to;
 }
 
 static __always_inline __u32 connect_error(struct sock *sk)
@@ -134,8 +138,7 @@ static __always_inline int begins_life(__u32 from, __u32 to)
 static __always_inline void time_state(struct sock *sk, struct cpu *cpu, struct namespace_counts *counts, __u32 slot,
 				       __u32 from, __u32 to)
 {
-	__u32 key = per_namespace ? slot : 0, connects = from == TCP_SYN_SENT && to == TCP_ESTABLISHED;
-	struct state_histograms *seconds;
+	__u32 connects = from == TCP_SYN_SENT && to == TCP_ESTABLISHED;
 	struct place *place;
 	__u64 now, spent;
 
@@ -156,12 +159,9 @@ static __always_inline void time_state(struct sock *sk, struct cpu *cpu, struct 
 		spent = now - place->since;
 		if (place->state == from && connects)
 			observe(&counts->connects, spent);
-		if (place->state == from && (observed & 1 << from)) {
-			seconds = bpf_map_lookup_elem(&state_seconds, &key);
-			asm volatile("" : "+r"(from)); /* as above */
-			if (seconds && from < TCP_STATES)
-				observe(&seconds->states[from], spent);
-		}
+		/* A child was a request before, which had that time. */
+		if (place->state == from && !(from == TCP_SYN_RECV && place->arrived))
+			observe_state(slot, from, spent);
 		place->since = now;
 		place->state = to;
 	}
@@ -239,6 +239,9 @@ static __always_inline int change_state(struct sock *sk, __u32 from, __u32 to, e
 			return 0;
 		add(&cpu->taken_over, 1);
 	}
+	to = goes_on_as(sk, from, to);
+	if (to == from)
+		return 0;
 	net = sk->__sk_common.skc_net.net;
 	slot = slot_of(net);
 	counts = count_edge(sk, net, slot, from, to, timed);
