@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"sockq/probes/census"
@@ -13,9 +14,6 @@ import (
 
 // release is a kernel's, major and minor.
 type release [2]int
-
-// never is a kernel that this version of sockq does not know.
-var never = release{1 << 30}
 
 func (r release) here() bool { return scenario.KernelAtLeast(r[0], r[1]) }
 
@@ -35,8 +33,16 @@ var since = map[string]release{
 	tracker.StoryIgnoredACKs:       {6, 17},
 	tracker.StoryResetsSent:        {},
 	tracker.StoryResetsReceived:    {},
-	"half_open":                    never, "refusals": never, "time_wait": never,
+	tracker.StoryRefusals:          {},
+	tracker.StoryHalfOpen:          {5, 12},
+	tracker.StoryTimeWait:          {5, 12},
 }
+
+// hooked tells whether this kernel has trampolines or kprobes.
+var hooked = sync.OnceValue(func() bool {
+	tier, err := tracker.FindTier("/sys")
+	return err == nil && tier != tracker.TierC
+})
 
 var walkSince = release{6, 4}
 
@@ -45,6 +51,12 @@ func told(name string) bool {
 	r, ok := since[name]
 	if !ok {
 		panic("no probe " + name)
+	}
+	switch name {
+	case tracker.StoryRefusals, tracker.StoryHalfOpen, tracker.StoryTimeWait:
+		return hooked() && r.here()
+	case tracker.StoryIgnoredACKs: // part of the refusals
+		return hooked() || r.here()
 	}
 	return r.here()
 }

@@ -330,7 +330,7 @@ func compareHappened(n *Namespace, want *scenario.Happened) (problems []string) 
 	}
 	got := make(map[tcpstate.Edge]uint64)
 	for i, count := range n.Transitions {
-		if count > 0 {
+		if count > 0 && tcpstate.Transitions[i].Sight == tcpstate.Reported {
 			got[tcpstate.Transitions[i].Edge] = count
 		}
 	}

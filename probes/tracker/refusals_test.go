@@ -63,24 +63,11 @@ func kernelCounts(ns *scenario.Namespace) audited {
 	return audited{n["ListenDrops"], n["ListenOverflows"], n["SyncookiesSent"], n["SyncookiesRecv"]}
 }
 
-// tellsRefusals tells whether this kernel has the hooks for it; where it has not
-// the stories are absent, and why is said.
-func tellsRefusals(t *testing.T, tr *Tracker) bool {
-	t.Helper()
-	told := tr.tier == TierA || tr.tier == TierB
-	for _, story := range hookStories {
-		if tr.Tells(story) != told {
-			t.Errorf("tier %s tells %s: %t", tr.tier, story, !told)
-		}
-	}
-	return tr.Tells(StoryRefusals)
-}
-
 // TestFatesOfScenarios holds what became of each SYN and final ACK in all scenarios
 // against the kernel's own counters, and the requests against sock_diag.
 func TestFatesOfScenarios(t *testing.T) {
 	tr := share(t)
-	if !tellsRefusals(t, tr) {
+	if !needs(t, StoryRefusals) {
 		return
 	}
 	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
@@ -148,7 +135,7 @@ func socketsOf(ns *scenario.Namespace) map[string]int64 {
 // TestFates plays each reason to refuse, and each end of a request, at one listener.
 func TestFates(t *testing.T) {
 	tr := share(t)
-	if !tellsRefusals(t, tr) {
+	if !needs(t, StoryRefusals) {
 		return
 	}
 	type counts = map[string]uint64
