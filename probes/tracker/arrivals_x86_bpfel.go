@@ -29,10 +29,20 @@ type arrivalsListenerCounts struct {
 	Accepts           uint64
 	LastAccept        uint64
 	SynackRetransmits uint64
-	Drops             [2]uint64
+	Drops             [10]uint64
+	Syns              uint64
+	CookiesSent       uint64
+	CookiesValidated  uint64
+	HalfOpenEnded     [8]uint64
+	Abandoned         uint64
 	Peak              [2]uint64
 	PeakRatio         [2]uint64
 	AcceptWait        struct {
+		_       structs.HostLayout
+		Buckets [45]uint64
+		Sum     uint64
+	}
+	Handshake struct {
 		_       structs.HostLayout
 		Buckets [45]uint64
 		Sum     uint64

@@ -52,12 +52,16 @@ const (
 	StoryAccepts           = "accepts"
 	StoryBacklog           = "backlog"
 	StoryUnroutable        = "unroutable_connects"
+	StoryRefusals          = "refusals"  // what became of each SYN and each final ACK
+	StoryHalfOpen          = "half_open" // lives of requests
+	StoryTimeWait          = "time_wait" // lives of time-wait mini-sockets
 )
 
 // StoryNames are all of them.
 var StoryNames = []string{
 	StoryTransitions, StoryStateSeconds, StoryConnects, StoryConnections, StoryIgnoredACKs, StorySynackRetransmits,
 	StoryResetsSent, StoryResetsReceived, StoryAccepts, StoryBacklog, StoryUnroutable,
+	StoryRefusals, StoryHalfOpen, StoryTimeWait,
 }
 
 // Story is what a set of programs tells, or why it cannot be told.

@@ -138,6 +138,8 @@ func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listene
 		Interface: uint32(c.Ifindex),
 
 		Connections: c.Connections, Accepts: c.Accepts, SynackRetransmits: c.SynackRetransmits,
+		Syns: c.Syns, CookiesSent: c.CookiesSent, CookiesValidated: c.CookiesValidated,
+		HalfOpenEnded: c.HalfOpenEnded, Abandoned: c.Abandoned,
 		Drops: c.Drops, LastAccept: time.Duration(c.LastAccept),
 		LastListen: time.Duration(c.LastListen), Backlog: c.Backlog,
 	}
@@ -155,6 +157,7 @@ func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listene
 		}
 	}
 	copyHistogram(&l.AcceptWait, &c.AcceptWait.Buckets, c.AcceptWait.Sum)
+	copyHistogram(&l.Handshake, &c.Handshake.Buckets, c.Handshake.Sum)
 	return l
 }
 

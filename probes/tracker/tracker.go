@@ -68,15 +68,48 @@ var ConnectErrorNames = [ConnectErrors]string{
 // DropReason is why a listener refused a connection or a handshake.
 type DropReason uint8
 
-// The reasons (DROP_* in tracker.h). Tier C knows only the first two.
+// The reasons, with the names that sockq gives them (DROP_* in tracker.h). Without
+// the story of refusals only the first two are known.
 const (
 	DropAcceptQueueFullACK   DropReason = iota // the final ACK was ignored
 	DropAcceptQueueFullReset                   // the final ACK was answered with a RST
-	DropReasons                                // how many there are
+	DropAcceptQueueFullSYN                     // the SYN was refused
+	DropSynQueueFull                           // more requests than the backlog, without SYN cookies
+	DropMaxSynBacklog                          // the last quarter of tcp_max_syn_backlog, without SYN cookies
+	DropNoMemory
+	DropNoRoute
+	DropPolicy // a security module or a BPF program
+	DropICMP   // an ICMP error ended the handshake
+	DropOther
+	DropReasons // how many there are
 )
 
 // DropReasonNames are their names in metrics.
-var DropReasonNames = [DropReasons]string{"accept_queue_full_ack", "accept_queue_full_reset"}
+var DropReasonNames = [DropReasons]string{
+	"accept_queue_full_ack", "accept_queue_full_reset", "accept_queue_full_syn", "syn_queue_full", "max_syn_backlog",
+	"no_memory", "no_route", "policy", "icmp", "other",
+}
+
+// HalfOpenEnd is how a half-open request ended.
+type HalfOpenEnd uint8
+
+// The ends, with the names that sockq gives them (END_* in tracker.h).
+const (
+	EndCompleted      HalfOpenEnd = iota // the connection is in the accept queue
+	EndExpired                           // no final ACK came
+	EndReset                             // a RST, or a SYN out of the window
+	EndListenerClosed                    // the listener went
+	EndICMP
+	EndOverflowReset // the accept queue was full, with tcp_abort_on_overflow
+	EndDestroyed     // SOCK_DESTROY
+	EndMigrated      // another socket of the group took it over
+	HalfOpenEnds     // how many there are
+)
+
+// HalfOpenEndNames are their names in metrics.
+var HalfOpenEndNames = [HalfOpenEnds]string{
+	"completed", "expired", "reset", "listener_closed", "icmp", "overflow_reset", "destroyed", "migrated",
+}
 
 // NamespaceID is a network namespace: its cookie (0 before Linux 5.15) and its
 // inode number.
@@ -118,6 +151,16 @@ type Listener struct {
 	Accepts           uint64 // connections that accept() returned
 	SynackRetransmits uint64
 	Drops             [DropReasons]uint64
+	// What StoryRefusals tells.
+	Syns                          uint64 // SYNs that reached the listener
+	CookiesSent, CookiesValidated uint64
+	// What StoryHalfOpen tells: how requests ended, how long those took that were
+	// completed (from the SYN to the accept queue), and what went with the
+	// listener out of its accept queue.
+	HalfOpenEnded [HalfOpenEnds]uint64
+	Handshake     Histogram
+	Abandoned     uint64
+
 	LastAccept        time.Duration // on the monotonic clock; 0: never
 	AcceptWait        Histogram
 	LastListen        time.Duration // the same for listen()

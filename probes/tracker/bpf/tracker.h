@@ -38,7 +38,27 @@ struct state_histograms {
 enum drop_reason {
 	DROP_ACCEPT_QUEUE_FULL_ACK,
 	DROP_ACCEPT_QUEUE_FULL_RESET,
+	DROP_ACCEPT_QUEUE_FULL_SYN,
+	DROP_SYN_QUEUE_FULL,
+	DROP_MAX_SYN_BACKLOG,
+	DROP_NO_MEMORY,
+	DROP_NO_ROUTE,
+	DROP_POLICY,
+	DROP_ICMP,
+	DROP_OTHER,
 	DROP_REASONS,
+};
+
+enum half_open_end {
+	END_COMPLETED,
+	END_EXPIRED,
+	END_RESET,
+	END_LISTENER_CLOSED,
+	END_ICMP,
+	END_OVERFLOW_RESET,
+	END_DESTROYED,
+	END_MIGRATED,
+	HALF_OPEN_ENDS,
 };
 
 /* listener_counts is what happened at one listening socket. */
@@ -57,10 +77,16 @@ struct listener_counts {
 	__u64 last_accept; /* bpf_ktime_get_ns */
 	__u64 synack_retransmits;
 	__u64 drops[DROP_REASONS];
+	__u64 syns;
+	__u64 cookies_sent;
+	__u64 cookies_validated;
+	__u64 half_open_ended[HALF_OPEN_ENDS];
+	__u64 abandoned;
 	/* Highest in an even and in an odd minute: minute << 32 | value. */
 	__u64 peak[2];
 	__u64 peak_ratio[2]; /* length / (limit + 1) in units of 2^-31 */
 	struct histogram accept_wait;
+	struct histogram handshake; /* from the SYN to the accept queue */
 };
 
 /* Events are rare, and of many kinds. */
