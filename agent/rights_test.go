@@ -24,7 +24,8 @@ var (
 		tracker.StoryTransitions, tracker.StoryStateSeconds, tracker.StoryConnects, tracker.StoryConnections,
 		tracker.StoryIgnoredACKs, tracker.StorySynackRetransmits, tracker.StoryResetsSent, tracker.StoryResetsReceived,
 	}
-	bySyscalls = []string{tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable}
+	bySyscalls        = []string{tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable}
+	beyondTracepoints = []string{tracker.StoryRefusals, tracker.StoryHalfOpen, tracker.StoryTimeWait}
 )
 
 // told are the series that name a mechanism for each story, untold those that say
@@ -66,6 +67,10 @@ var (
 	}
 	shownBySyscalls = []string{
 		"sockq_listener_accepts", "sockq_listener_last_accept", "sockq_listener_accept_wait", "sockq_listener_backlog_requested",
+	}
+	shownBeyond = []string{
+		"sockq_listener_syns", "sockq_listener_syn_cookies", "sockq_listener_half_open", "sockq_listener_handshake", "sockq_listener_abandoned",
+		`sockq_audit_difference{check="listen_`, `sockq_audit_checks_total{check="listen_`, `sockq_audit_checks_total{check="syn_`,
 	}
 )
 
@@ -245,9 +250,9 @@ func TestRights(t *testing.T) {
 			if own != len(tcpstate.All) {
 				t.Errorf("%d series of states, want those of one namespace", own)
 			}
-			stories := append(slices.Clone(byTracepoints), bySyscalls...)
+			stories := slices.Concat(byTracepoints, bySyscalls, beyondTracepoints)
 			p.shows(untold(stories))
-			p.lacks(append(slices.Clone(shownByTracepoints), shownBySyscalls...)...)
+			p.lacks(slices.Concat(shownByTracepoints, shownBySyscalls, shownBeyond)...)
 			p.lackBecause(stories, without.missing)
 			if said := p.warnings(); len(said) != 1 || !strings.Contains(said[0], without.missing) {
 				t.Errorf("the log does not warn once of %q: %q", without.missing, said)
