@@ -181,6 +181,10 @@ func TestRights(t *testing.T) {
 	ns, want := scenario.Mixed.Hold(t, scenario.IPv4)
 	walk := `sockq_probe_attached{mechanism="bpf_walk",probe="sockets"}`
 	diag := `sockq_probe_attached{mechanism="sock_diag",probe="sockets"}`
+	tier, err := tracker.FindTier("/sys")
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	for name, test := range map[string]struct {
 		tracefs tracefs
@@ -203,6 +207,10 @@ func TestRights(t *testing.T) {
 			p.shows(told("tp_btf", byTracepoints))
 			tracepoints, syscalls := happenings(t)
 			p.shows(tracepoints)
+			if tier == tracker.TierC {
+				p.shows(untold(beyondTracepoints))
+				p.lacks(shownBeyond...)
+			}
 			if test.missing == "" {
 				p.shows(told("tracepoint", bySyscalls))
 				p.shows(syscalls)

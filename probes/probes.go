@@ -251,27 +251,37 @@ func (p *Probes) missing(name string, reason error) {
 }
 
 func (p *Probes) openAudit() {
-	switch {
-	case p.opts.AuditBudget == 0:
+	if p.opts.AuditBudget == 0 {
 		p.missing("audit", errors.New("turned off"))
 		return
-	case p.tracked != nil && p.tracked.tracker.Tells(tracker.StoryRefusals):
+	}
+	if p.tracked != nil && p.tracked.refused {
 		p.refusals = newRefusalAuditor(p.kernelRefusals, p.trackedRefusals)
 	}
-	switch {
-	case p.walk == nil:
-		p.missing("audit", errors.New("the census itself is sock_diag's"))
+	if p.walk == nil {
+		p.statesUnaudited(errors.New("the census itself is sock_diag's"))
 		return
 	}
 	count := func(ctx context.Context) (*census.Sockets, error) { return p.walk.States(ctx, true) }
 	auditor, err := newAuditor(p.opts.AuditBudget, count, p.names.Find)
 	if err != nil {
 		p.log.Warn("States are not audited", "reason", err)
-		p.missing("audit", err)
+		p.statesUnaudited(err)
 		return
 	}
 	p.auditor = auditor
 	p.attached("audit", census.MechanismSockDiag)
+}
+
+// statesUnaudited says why states are not audited.
+func (p *Probes) statesUnaudited(reason error) {
+	if p.refusals == nil {
+		p.missing("audit", reason)
+		return
+	}
+	p.fixed = append(p.fixed, Probe{
+		Name: "audit", Mechanism: string(p.source.Mechanism()), Attached: true, Reason: "refusals only: " + reason.Error(),
+	})
 }
 
 // Run takes a census and listener samples at their intervals until ctx is done.

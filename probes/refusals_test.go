@@ -2,6 +2,7 @@ package probes
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
@@ -314,6 +315,110 @@ func TestRefusalsAuditTellsALie(t *testing.T) {
 		}
 		if n := len(s.Audits); n != int(AuditChecks) || s.Audits[n-1].Check != "syn_cookies" || s.Audits[n-1].Checks == 0 {
 			t.Errorf("audits are %+v", s.Audits)
+		}
+	}
+}
+
+// The audit of what tracepoints alone tell of refusals: ignored ACKs it counts
+// right, also when their listener has departed, a refused SYN it misses.
+func TestRefusalsAuditOfTheTracker(t *testing.T) {
+	p := open(t, census.MechanismWalk, t.TempDir())
+	if !p.tracked.tracker.Tells(tracker.StoryIgnoredACKs) && !p.tracked.refused {
+		t.Skip("needs Linux 6.17 or newer, or a kernel with trampolines or kprobes")
+	}
+	missed := uint64(1)
+	if p.tracked.refused {
+		missed = 0
+	}
+	p.tracked.refused = true
+	p.refusals = newRefusalAuditor(p.kernelRefusals, p.trackedRefusals)
+	if err := p.auditRefusals(); err != nil {
+		t.Fatal(err)
+	}
+	stage := scenario.NewStage(t, scenario.IPv4)
+	want := func(what string, drops uint64) {
+		t.Helper()
+		if err := p.readNamespaces(false); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.auditRefusals(); err != nil {
+			t.Fatal(err)
+		}
+		s := snapshot(t, p)
+		i := slices.IndexFunc(s.Namespaces, func(n Namespace) bool { return n.Inode == stage.NS.Inode() })
+		if i < 0 {
+			t.Fatal("the namespace is not shown")
+		}
+		expect := [AuditChecks]uint64{AuditListenDrops: drops, AuditListenOverflows: drops}
+		if n := &s.Namespaces[i]; n.Differences != expect || !n.Audited[AuditListenDrops] {
+			t.Errorf("%s: differences are %v, want %v", what, n.Differences, expect)
+		}
+	}
+	stage.NS.Sysctl("net.ipv4.tcp_synack_retries", "1")
+	full := stage.Listen(1)
+	stage.Peer().Connect(full.Addr())
+	conns := []*scenario.Conn{stage.Peer().SYN(full.Addr()), stage.Peer().SYN(full.Addr())}
+	for _, c := range conns {
+		c.AwaitSYNACK()
+	}
+	for _, c := range conns { // the first finds the last place
+		c.ACK()
+	}
+	refused := func(n uint64) {
+		t.Helper()
+		eventually(t, func() []string {
+			if got := stage.NS.Netstat()["ListenOverflows"]; got != n {
+				return []string{fmt.Sprintf("%d were refused, want %d", got, n)}
+			}
+			return nil
+		})
+	}
+	refused(1)
+	want("an ignored ACK", 0)
+	stage.Peer().SYN(full.Addr())
+	refused(2)
+	want("a refused SYN", missed)
+	full.Close()
+	for range missedSweeps {
+		if err := p.sample(true); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("the listener departed", missed)
+	departed := func() (drops uint64) {
+		for n, r := range p.tracked.departed {
+			if n.Inode == stage.NS.Inode() {
+				drops += r[AuditListenDrops]
+			}
+		}
+		return drops
+	}
+	if n := departed(); n != 2-missed {
+		t.Errorf("%d refusals are known of those that departed, want %d", n, 2-missed)
+	}
+	inode := stage.NS.Inode()
+	stage.End()
+	eventually(t, func() []string { // the kernel takes its time
+		if err := p.readNamespaces(true); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.sweep(); err != nil {
+			t.Fatal(err)
+		}
+		if n := departed(); n != 0 {
+			return []string{fmt.Sprintf("%d refusals are known of a namespace that is gone", n)}
+		}
+		return nil
+	})
+	if err := p.auditRefusals(); err != nil {
+		t.Fatal(err)
+	}
+	for id := range p.refusals.namespaces {
+		if id.inode == inode {
+			t.Errorf("the audit keeps %+v", id)
 		}
 	}
 }

@@ -19,7 +19,9 @@ type tracked struct {
 	namespaces map[tracker.NamespaceID]*trackedNamespace
 	other      tracker.Namespace // what happened in all that are called Other
 	nobodys    uint64            // namespaces that were gone before the census saw them
-	// What was refused at listeners that were taken, for the audit.
+	// What was refused at listeners that were taken, for the audit; refused tells
+	// that all refusals are counted.
+	refused  bool
 	departed map[tracker.NamespaceID]refusals
 }
 
@@ -41,7 +43,7 @@ func openTracked(opts tracker.Options) (*tracked, error) {
 	}
 	joined := &tracked{
 		tracker: t, namespaces: make(map[tracker.NamespaceID]*trackedNamespace),
-		departed: make(map[tracker.NamespaceID]refusals),
+		refused: t.Tells(tracker.StoryRefusals), departed: make(map[tracker.NamespaceID]refusals),
 	}
 	if opts.PerNamespace {
 		joined.other.States = new([tcpstate.Count]tracker.Histogram)
@@ -55,7 +57,7 @@ func (t *tracked) ofListeners() knowledge {
 		accepts:     t.tracker.Tells(tracker.StoryAccepts),
 		retransmits: t.tracker.Tells(tracker.StorySynackRetransmits),
 		backlog:     t.tracker.Tells(tracker.StoryBacklog),
-		refusals:    t.tracker.Tells(tracker.StoryRefusals),
+		refusals:    t.refused,
 		halfOpen:    t.tracker.Tells(tracker.StoryHalfOpen),
 	}
 }
@@ -96,7 +98,7 @@ func (t *tracked) listeners(r *registry) ([]tracker.Listener, error) {
 // take takes what was counted at a listener that is gone.
 func (t *tracked) take(key uint64) (tracker.Listener, bool, error) {
 	l, ok, err := t.tracker.Take(key)
-	if ok && t.tracker.Tells(tracker.StoryRefusals) {
+	if ok && t.refused {
 		r := t.departed[l.Namespace]
 		r.add(refusalsAt(&l))
 		t.departed[l.Namespace] = r
