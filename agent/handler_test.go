@@ -80,7 +80,8 @@ func (f *fakeNode) Run(ctx context.Context) error {
 func fullSnapshot() *probes.Snapshot {
 	host := probes.Namespace{
 		Name: "host", Inode: 4026531840, Cookie: 1<<64 - 1,
-		SocketsKnown: true, BoundKnown: true, SettingsKnown: true, Audited: true, StateDifference: 3,
+		SocketsKnown: true, BoundKnown: true, SettingsKnown: true,
+		Audited: [probes.AuditChecks]bool{true, true}, Differences: [probes.AuditChecks]uint64{3, 13, 14},
 	}
 	for i, state := range tcpstate.All {
 		host.States[state] = uint64(100 + i)
@@ -97,7 +98,7 @@ func fullSnapshot() *probes.Snapshot {
 	other := probes.Namespace{Name: probes.Other, SocketsKnown: true, StateSeconds: new([tcpstate.Count]tracker.Histogram)}
 	other.Queues[census.Outbound].ReceiveMaxBytes = 99
 	// Nothing is known of it.
-	young := probes.Namespace{Name: "new", Inode: 7, StateDifference: 5, Connects: took(2), ResetsReceived: 1}
+	young := probes.Namespace{Name: "new", Inode: 7, Differences: [probes.AuditChecks]uint64{5}, Connects: took(2), ResetsReceived: 1}
 	young.Transitions[0], young.ConnectFailures[0], young.ResetsSent = 1, 1, map[string]uint64{"tcp_flags": 1}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	seconds := new([tcpstate.Count]tracker.Histogram)
@@ -114,13 +115,17 @@ func fullSnapshot() *probes.Snapshot {
 				SynQueueKnown: true, SynQueue: 6, SynPeak: 7, SynQueueLimit: 8, SynLimitKnown: true, SocketDrops: 9,
 				ConnectionsKnown: true, Connections: 10, AcceptsKnown: true, Accepts: 7, LastAccept: at.Add(-time.Second),
 				AcceptWaitKnown: true, AcceptWait: took(0, 0, 18, 19, 20, tracker.Buckets-1), RetransmitsKnown: true, SynackRetransmits: 11,
-				Drops: [tracker.DropReasons]uint64{0, 12}, BacklogRequestedKnown: true, BacklogRequested: 9999,
+				Drops: [tracker.DropReasons]uint64{0, 12, tracker.DropPolicy: 15}, BacklogRequestedKnown: true, BacklogRequested: 9999,
+				RefusalsKnown: true, Syns: 16, CookiesSent: 17, CookiesValidated: 18,
+				HalfOpenKnown: true, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{19, tracker.EndExpired: 20}, Handshake: took(8, 8), Abandoned: 21,
 			},
 			{ID: 2, Namespace: "host", Inode: 4026531840, Address: "[::]:81", Sockets: 4, AcceptQueue: 1, AcceptQueueLimit: 1, FillRatio: 1,
 				Peak: 5, SynQueueKnown: true, SynQueue: 1, SynPeak: 4, SynQueueLimit: 1, SynLimitKnown: true, SocketDrops: 9,
-				ConnectionsKnown: true, AcceptsKnown: true, AcceptWaitKnown: true, RetransmitsKnown: true, BacklogRequestedKnown: true, BacklogRequested: 5},
+				ConnectionsKnown: true, AcceptsKnown: true, AcceptWaitKnown: true, RetransmitsKnown: true, BacklogRequestedKnown: true, BacklogRequested: 5,
+				RefusalsKnown: true, HalfOpenKnown: true},
 			{ID: 3, Namespace: "new", Inode: 7, Address: "[::]:82", Live: true, Sockets: 1, SynQueue: 1, SynPeak: 1, SynQueueLimit: 1,
-				Connections: 1, Accepts: 1, LastAccept: at, AcceptWait: took(1), SynackRetransmits: 1, BacklogRequested: 1},
+				Connections: 1, Accepts: 1, LastAccept: at, AcceptWait: took(1), SynackRetransmits: 1, BacklogRequested: 1,
+				Syns: 1, CookiesSent: 1, CookiesValidated: 1, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{1}, Handshake: took(1), Abandoned: 1},
 		},
 		Probes: []probes.Probe{
 			{Name: "sockets", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 2, RunTime: time.Second, MissesKnown: true},

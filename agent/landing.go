@@ -107,10 +107,9 @@ var tells = map[string]string{
 	tracker.StoryAccepts:           "accepts, and how long connections waited for them",
 	tracker.StoryBacklog:           "what listen() asked for",
 	tracker.StoryUnroutable:        "connects without a route",
-
-	"half_open": "how half-open connections end",
-	"refusals":  "why SYNs are refused",
-	"time_wait": "the states of time-wait sockets",
+	tracker.StoryRefusals:          "why SYNs and final ACKs are refused",
+	tracker.StoryHalfOpen:          "how half-open connections end, and how long handshakes take",
+	tracker.StoryTimeWait:          "the states of time-wait sockets",
 }
 
 // probeRows says a reason once for probes that follow each other and share it.

@@ -24,7 +24,8 @@ var (
 		tracker.StoryTransitions, tracker.StoryStateSeconds, tracker.StoryConnects, tracker.StoryConnections,
 		tracker.StoryIgnoredACKs, tracker.StorySynackRetransmits, tracker.StoryResetsSent, tracker.StoryResetsReceived,
 	}
-	bySyscalls = []string{tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable}
+	bySyscalls        = []string{tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable}
+	beyondTracepoints = []string{tracker.StoryRefusals, tracker.StoryHalfOpen, tracker.StoryTimeWait}
 )
 
 // told are the series that name a mechanism for each story, untold those that say
@@ -66,6 +67,10 @@ var (
 	}
 	shownBySyscalls = []string{
 		"sockq_listener_accepts", "sockq_listener_last_accept", "sockq_listener_accept_wait", "sockq_listener_backlog_requested",
+	}
+	shownBeyond = []string{
+		"sockq_listener_syns", "sockq_listener_syn_cookies", "sockq_listener_half_open", "sockq_listener_handshake", "sockq_listener_abandoned",
+		`sockq_audit_difference{check="listen_`, `sockq_audit_checks_total{check="listen_`, `sockq_audit_checks_total{check="syn_`,
 	}
 )
 
@@ -176,6 +181,10 @@ func TestRights(t *testing.T) {
 	ns, want := scenario.Mixed.Hold(t, scenario.IPv4)
 	walk := `sockq_probe_attached{mechanism="bpf_walk",probe="sockets"}`
 	diag := `sockq_probe_attached{mechanism="sock_diag",probe="sockets"}`
+	tier, err := tracker.FindTier("/sys")
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	for name, test := range map[string]struct {
 		tracefs tracefs
@@ -198,6 +207,10 @@ func TestRights(t *testing.T) {
 			p.shows(told("tp_btf", byTracepoints))
 			tracepoints, syscalls := happenings(t)
 			p.shows(tracepoints)
+			if tier == tracker.TierC {
+				p.shows(untold(beyondTracepoints))
+				p.lacks(shownBeyond...)
+			}
 			if test.missing == "" {
 				p.shows(told("tracepoint", bySyscalls))
 				p.shows(syscalls)
@@ -245,9 +258,9 @@ func TestRights(t *testing.T) {
 			if own != len(tcpstate.All) {
 				t.Errorf("%d series of states, want those of one namespace", own)
 			}
-			stories := append(slices.Clone(byTracepoints), bySyscalls...)
+			stories := slices.Concat(byTracepoints, bySyscalls, beyondTracepoints)
 			p.shows(untold(stories))
-			p.lacks(append(slices.Clone(shownByTracepoints), shownBySyscalls...)...)
+			p.lacks(slices.Concat(shownByTracepoints, shownBySyscalls, shownBeyond)...)
 			p.lackBecause(stories, without.missing)
 			if said := p.warnings(); len(said) != 1 || !strings.Contains(said[0], without.missing) {
 				t.Errorf("the log does not warn once of %q: %q", without.missing, said)

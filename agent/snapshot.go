@@ -77,13 +77,19 @@ type listenerDoc struct {
 	SocketDrops uint64         `json:"socket_drops"`
 	// BacklogRequested is the last argument of listen(), AcceptQueue.Limit what
 	// became of it.
-	BacklogRequested  *int64            `json:"backlog_requested,omitempty"`
-	Connections       *uint64           `json:"connections,omitempty"`
-	Accepts           *uint64           `json:"accepts,omitempty"`
-	LastAccept        *time.Time        `json:"last_accept,omitempty"`
-	AcceptWaitSeconds *histogramDoc     `json:"accept_wait_seconds,omitempty"`
-	SynackRetransmits *uint64           `json:"synack_retransmits,omitempty"`
-	Drops             map[string]uint64 `json:"drops,omitempty"` // by reason, each from its first
+	BacklogRequested    *int64            `json:"backlog_requested,omitempty"`
+	Connections         *uint64           `json:"connections,omitempty"`
+	Accepts             *uint64           `json:"accepts,omitempty"`
+	LastAccept          *time.Time        `json:"last_accept,omitempty"`
+	AcceptWaitSeconds   *histogramDoc     `json:"accept_wait_seconds,omitempty"`
+	SynackRetransmits   *uint64           `json:"synack_retransmits,omitempty"`
+	Drops               map[string]uint64 `json:"drops,omitempty"` // by reason, each from its first
+	Syns                *uint64           `json:"syns,omitempty"`
+	SynCookiesSent      *uint64           `json:"syn_cookies_sent,omitempty"`
+	SynCookiesValidated *uint64           `json:"syn_cookies_validated,omitempty"`
+	HalfOpenEnded       map[string]uint64 `json:"half_open_ended,omitzero"` // by how, each from its first
+	HandshakeSeconds    *histogramDoc     `json:"handshake_seconds,omitempty"`
+	Abandoned           *uint64           `json:"abandoned,omitempty"`
 }
 
 type acceptQueueDoc struct {
@@ -254,8 +260,13 @@ func known[T any](v T, ok bool) *T {
 
 func newNamespaceDoc(n *probes.Namespace) namespaceDoc {
 	doc := namespaceDoc{Name: n.Name, Inode: n.Inode, Cookie: n.Cookie}
-	if n.Audited {
-		doc.AuditDifference = map[string]uint64{"states": n.StateDifference}
+	for check, audited := range n.Audited {
+		if audited {
+			if doc.AuditDifference == nil {
+				doc.AuditDifference = make(map[string]uint64)
+			}
+			doc.AuditDifference[probes.AuditCheckNames[check]] = n.Differences[check]
+		}
 	}
 	if n.SocketsKnown {
 		doc.Sockets = make(map[string]uint64, len(tcpstate.All))
@@ -335,6 +346,15 @@ func newListenerDoc(l *probes.Listener) listenerDoc {
 		AcceptWaitSeconds: known(newHistogramDoc(&l.AcceptWait), l.AcceptWaitKnown),
 		SynackRetransmits: known(l.SynackRetransmits, l.RetransmitsKnown),
 		Drops:             counted(tracker.DropReasonNames[:], l.Drops[:]),
+
+		Syns:                known(l.Syns, l.RefusalsKnown),
+		SynCookiesSent:      known(l.CookiesSent, l.RefusalsKnown),
+		SynCookiesValidated: known(l.CookiesValidated, l.RefusalsKnown),
+		HandshakeSeconds:    known(newHistogramDoc(&l.Handshake), l.HalfOpenKnown),
+		Abandoned:           known(l.Abandoned, l.HalfOpenKnown),
+	}
+	if l.HalfOpenKnown {
+		doc.HalfOpenEnded = counted(tracker.HalfOpenEndNames[:], l.HalfOpenEnded[:])
 	}
 	syn := synQueueDoc{
 		Length: known(l.SynQueue, l.Live && l.SynQueueKnown),

@@ -50,7 +50,7 @@ func full() *probes.Snapshot {
 	host := probes.Namespace{
 		Name: "host", Inode: 4026531840, Cookie: 1,
 		SocketsKnown: true, BoundKnown: true, SettingsKnown: true,
-		StateDifference: 0, Audited: true,
+		Differences: [probes.AuditChecks]uint64{0, 15, 16, 17}, Audited: [probes.AuditChecks]bool{true, true, true, true},
 	}
 	for i, state := range tcpstate.All {
 		host.States[state] = uint64(100 + i)
@@ -100,8 +100,11 @@ func full() *probes.Snapshot {
 			AcceptsKnown: true, Accepts: 20, LastAccept: time.Unix(1700000000, 25e7),
 			AcceptWaitKnown: true, AcceptWait: waits(900),
 			RetransmitsKnown: true, SynackRetransmits: 22,
-			Drops:                 [tracker.DropReasons]uint64{23, 24},
+			Drops:                 [tracker.DropReasons]uint64{23, 24, 25, 26, 27, 28, 29, 30, 31, 32},
 			BacklogRequestedKnown: true, BacklogRequested: 9999,
+			RefusalsKnown: true, Syns: 33, CookiesSent: 34, CookiesValidated: 35,
+			HalfOpenKnown: true, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{36, 37, 38, 39, 40, 41, 42, 43},
+			Handshake: waits(950), Abandoned: 44,
 		}},
 		Probes: []probes.Probe{
 			{Name: "census", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 12, RunTime: 1500 * time.Millisecond},
@@ -113,7 +116,7 @@ func full() *probes.Snapshot {
 			{Name: "listeners", Error: "dump: no buffer space available", Duration: time.Millisecond},
 			{Name: "never", Error: "not read yet"},
 		},
-		Audits: []probes.Audit{{Check: "states", Checks: 13, Skipped: 2}},
+		Audits: []probes.Audit{{Check: "states", Checks: 13, Skipped: 2}, {Check: "listen_drops", Checks: 18, Skipped: 19}},
 		Lost:   map[string]uint64{"namespace": 0, "listener": 4},
 	}
 }
@@ -342,8 +345,12 @@ func TestUnknownIsAbsent(t *testing.T) {
 			[]string{`sockq_kernel_tcp_events_total{event="ListenDrops",netns="host"}`},
 		},
 		"not audited": {
-			func(s *probes.Snapshot) { s.Namespaces[0].Audited = false },
+			func(s *probes.Snapshot) { s.Namespaces[0].Audited = [probes.AuditChecks]bool{} },
 			[]string{"sockq_audit_difference"},
+		},
+		"refusals not audited": {
+			func(s *probes.Snapshot) { s.Namespaces[0].Audited[probes.AuditListenOverflows] = false },
+			[]string{`sockq_audit_difference{check="listen_overflows",netns="host"}`},
 		},
 		"SYN queue unknown": {
 			func(s *probes.Snapshot) { s.Listeners[0].SynQueueKnown = false },
@@ -403,10 +410,12 @@ func TestUnknownIsAbsent(t *testing.T) {
 			func(s *probes.Snapshot) {
 				s.Namespaces[0].ResetsSent["TCP_STATE"] = 0
 				s.Listeners[0].Drops[tracker.DropAcceptQueueFullReset] = 0
+				s.Listeners[0].HalfOpenEnded[tracker.EndICMP] = 0
 			},
 			[]string{
 				`sockq_tcp_resets_sent_total{netns="host",reason="TCP_STATE"}`,
 				`sockq_listener_drops_total{address="0.0.0.0:80",netns="host",reason="accept_queue_full_reset"}`,
+				`sockq_listener_half_open_ended_total{address="0.0.0.0:80",how="icmp",netns="host"}`,
 			},
 		},
 		"received resets not tracked": {
@@ -432,6 +441,14 @@ func TestUnknownIsAbsent(t *testing.T) {
 		"SYN-ACKs not tracked": {
 			func(s *probes.Snapshot) { s.Listeners[0].RetransmitsKnown = false },
 			[]string{"sockq_listener_synack_retransmits_total"},
+		},
+		"refusals not tracked": {
+			func(s *probes.Snapshot) { s.Listeners[0].RefusalsKnown = false },
+			[]string{"sockq_listener_syns_total", "sockq_listener_syn_cookies_sent_total", "sockq_listener_syn_cookies_validated_total"},
+		},
+		"half-open requests not tracked": {
+			func(s *probes.Snapshot) { s.Listeners[0].HalfOpenKnown = false },
+			[]string{"sockq_listener_half_open_ended_total", "sockq_listener_handshake_seconds", "sockq_listener_abandoned_total"},
 		},
 		"listen() before the agent": {
 			func(s *probes.Snapshot) { s.Listeners[0].BacklogRequestedKnown = false },
@@ -469,7 +486,7 @@ func TestUnknownIsAbsent(t *testing.T) {
 func TestOther(t *testing.T) {
 	s := full()
 	other := s.Namespaces[0]
-	other.Name, other.SettingsKnown, other.Audited = probes.Other, false, false
+	other.Name, other.SettingsKnown, other.Audited = probes.Other, false, [probes.AuditChecks]bool{}
 	s.Namespaces = append(s.Namespaces, other)
 	page := text(t, New(&fixed{snapshot: s}))
 	var got []string
@@ -521,8 +538,11 @@ func TestSetsWithTheSameLabels(t *testing.T) {
 	}
 	// Distinct as bytes, equal as UTF-8.
 	src.snapshot = &probes.Snapshot{
-		Namespaces: []probes.Namespace{{Name: "n\xff", Audited: true}, {Name: "n\xfe", Audited: true, StateDifference: 1}},
-		Listeners:  []probes.Listener{{ID: 1, Namespace: "n\xff", Address: "[::]:1%\xff"}, {ID: 2, Namespace: "n\xfe", Address: "[::]:1%\xfe"}},
+		Namespaces: []probes.Namespace{
+			{Name: "n\xff", Audited: [probes.AuditChecks]bool{true}},
+			{Name: "n\xfe", Audited: [probes.AuditChecks]bool{true}, Differences: [probes.AuditChecks]uint64{1}},
+		},
+		Listeners: []probes.Listener{{ID: 1, Namespace: "n\xff", Address: "[::]:1%\xff"}, {ID: 2, Namespace: "n\xfe", Address: "[::]:1%\xfe"}},
 	}
 	page := text(t, g)
 	if got := lines(page, drops); len(got) != 1 {

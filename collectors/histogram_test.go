@@ -237,8 +237,8 @@ func TestNegotiatedFormats(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("(-gathered +decoded):\n%s", diff)
 			}
-			if histograms != 4 {
-				t.Errorf("%d histograms, want 4", histograms)
+			if histograms != 5 {
+				t.Errorf("%d histograms, want 5", histograms)
 			}
 		})
 	}
@@ -283,7 +283,8 @@ func TestCountersOutliveTheListener(t *testing.T) {
 	s.Listeners = append(s.Listeners, other)
 	page := text(t, New(&fixed{snapshot: s}))
 	for name, want := range map[string]int{
-		"connections_total": 2, "accepts_total": 2, "drops_total": 4, "synack_retransmits_total": 2,
+		"connections_total": 2, "accepts_total": 2, "drops_total": 20, "synack_retransmits_total": 2,
+		"syns_total": 2, "half_open_ended_total": 16, "abandoned_total": 2, "handshake_seconds_count": 2,
 		"accept_wait_seconds_count": 2, "last_accept_timestamp_seconds": 1, "backlog_requested": 0,
 	} {
 		if got := lines(page, "sockq_listener_"+name+"{"); len(got) != want {

@@ -26,6 +26,7 @@ var listenerColumns = func() (out columns[probes.Listener]) {
 	add(catalogue.BacklogRequested, func(l *probes.Listener) (float64, bool) {
 		return float64(l.BacklogRequested), l.Live && l.BacklogRequestedKnown
 	})
+	add(catalogue.Syns, func(l *probes.Listener) (float64, bool) { return float64(l.Syns), l.RefusalsKnown })
 	add(catalogue.Connections, func(l *probes.Listener) (float64, bool) { return float64(l.Connections), l.ConnectionsKnown })
 	add(catalogue.Accepts, func(l *probes.Listener) (float64, bool) { return float64(l.Accepts), l.AcceptsKnown })
 	add(catalogue.LastAccept, func(l *probes.Listener) (float64, bool) {
@@ -34,10 +35,26 @@ var listenerColumns = func() (out columns[probes.Listener]) {
 	for i, reason := range tracker.DropReasonNames {
 		add(catalogue.Drops, func(l *probes.Listener) (float64, bool) { return counted(l.Drops[i]) }, reason)
 	}
+	add(catalogue.SynCookiesSent, func(l *probes.Listener) (float64, bool) { return float64(l.CookiesSent), l.RefusalsKnown })
+	add(catalogue.SynCookiesValidated, func(l *probes.Listener) (float64, bool) {
+		return float64(l.CookiesValidated), l.RefusalsKnown
+	})
 	add(catalogue.SynackRetransmits, func(l *probes.Listener) (float64, bool) {
 		return float64(l.SynackRetransmits), l.RetransmitsKnown
 	})
+	for i, how := range tracker.HalfOpenEndNames {
+		add(catalogue.HalfOpenEnded, func(l *probes.Listener) (float64, bool) {
+			return float64(l.HalfOpenEnded[i]), l.HalfOpenKnown && l.HalfOpenEnded[i] > 0
+		}, how)
+	}
+	add(catalogue.Abandoned, func(l *probes.Listener) (float64, bool) { return float64(l.Abandoned), l.HalfOpenKnown })
 	out.histograms = []histogramColumn[probes.Listener]{
+		{metric: catalogue.HandshakeSeconds, value: func(l *probes.Listener) *tracker.Histogram {
+			if !l.HalfOpenKnown {
+				return nil
+			}
+			return &l.Handshake
+		}},
 		{metric: catalogue.AcceptWaitSeconds, value: func(l *probes.Listener) *tracker.Histogram {
 			if !l.AcceptWaitKnown {
 				return nil

@@ -8,9 +8,6 @@ import (
 	"sockq/probes/tracker"
 )
 
-// auditStates is the one audit of this version.
-const auditStates = "states"
-
 var namespaceColumns = func() (out columns[probes.Namespace]) {
 	add := func(m *catalogue.Metric, value func(*probes.Namespace) (float64, bool), more ...string) {
 		out.values = append(out.values, valueColumn[probes.Namespace]{m, value, more})
@@ -44,9 +41,11 @@ var namespaceColumns = func() (out columns[probes.Namespace]) {
 			return float64(n.Sysctls[i]), n.SettingsKnown && n.Sysctls[i] != -1
 		}, name)
 	}
-	add(catalogue.AuditDifference, func(n *probes.Namespace) (float64, bool) {
-		return float64(n.StateDifference), n.Audited
-	}, auditStates)
+	for i, check := range probes.AuditCheckNames {
+		add(catalogue.AuditDifference, func(n *probes.Namespace) (float64, bool) {
+			return float64(n.Differences[i]), n.Audited[i]
+		}, check)
+	}
 
 	for _, t := range tcpstate.Transitions {
 		i, taken := tcpstate.Index(t.Edge)

@@ -157,6 +157,14 @@ func (a *arrival) add(e *tracker.Listener, clock func(time.Duration) time.Time) 
 	for reason := range e.Drops {
 		s.Drops[reason] += e.Drops[reason] - seen.Drops[reason]
 	}
+	s.Syns += e.Syns - seen.Syns
+	s.CookiesSent += e.CookiesSent - seen.CookiesSent
+	s.CookiesValidated += e.CookiesValidated - seen.CookiesValidated
+	for how := range e.HalfOpenEnded {
+		s.HalfOpenEnded[how] += e.HalfOpenEnded[how] - seen.HalfOpenEnded[how]
+	}
+	s.Abandoned += e.Abandoned - seen.Abandoned
+	s.Handshake.AddSince(&e.Handshake, &seen.Handshake)
 	s.AcceptWait.AddSince(&e.AcceptWait, &seen.AcceptWait)
 	if e.LastAccept > seen.LastAccept {
 		if at := clock(e.LastAccept); at.After(s.LastAccept) {

@@ -23,7 +23,7 @@ func atEpoch(d time.Duration) time.Time { return time.Unix(0, int64(d)) }
 func newTrackedBench(max int) *bench {
 	b := newBench(max)
 	b.exists = func(inode uint32, _ uint64) bool { return inode != 404 }
-	b.knows = knowledge{connections: true, accepts: true, retransmits: true, backlog: true}
+	b.knows = knowledge{connections: true, accepts: true, retransmits: true, backlog: true, refusals: true, halfOpen: true}
 	return b
 }
 
@@ -40,6 +40,9 @@ func TestEventsAreAddedOnce(t *testing.T) {
 	b := newTrackedBench(10)
 	e := counted(1, web, 5, 3)
 	e.SynackRetransmits, e.Drops = 2, [tracker.DropReasons]uint64{7, 1}
+	e.Drops[tracker.DropOther], e.Syns, e.CookiesSent, e.CookiesValidated, e.Abandoned = 2, 30, 31, 32, 33
+	e.HalfOpenEnded = [tracker.HalfOpenEnds]uint64{34, 35, tracker.EndMigrated: 36}
+	e.Handshake.Buckets[12], e.Handshake.Sum = 5, 0.5
 	e.LastAccept, e.Backlog, e.LastListen = 9*time.Second, 9999, time.Second
 	e.AcceptWait.Buckets[20], e.AcceptWait.Sum = 3, 1.5
 	b.after(0)
@@ -48,13 +51,19 @@ func TestEventsAreAddedOnce(t *testing.T) {
 	}
 	e.Connections, e.AcceptWait.Buckets[20], e.AcceptWait.Sum = 6, 4, 2
 	e.Accepts = 4
+	e.Drops[tracker.DropAcceptQueueFullSYN], e.Syns, e.CookiesSent, e.CookiesValidated, e.Abandoned = 3, 40, 41, 42, 43
+	e.HalfOpenEnded[tracker.EndExpired], e.Handshake.Buckets[13], e.Handshake.Sum = 45, 1, 0.75
 	b.events([]census.Listener{listener(1, web, 2, 5)}, e)
 	l := b.find(t, web)
 	if l.Connections != 6 || l.Accepts != 4 || l.SynackRetransmits != 2 || l.Drops != e.Drops || l.AcceptWait != e.AcceptWait ||
 		l.BacklogRequested != 9999 || !l.BacklogRequestedKnown || !l.LastAccept.Equal(time.Unix(9, 0)) {
 		t.Errorf("listener is %+v", l)
 	}
-	if !l.ConnectionsKnown || !l.AcceptsKnown || !l.AcceptWaitKnown || !l.RetransmitsKnown {
+	if l.Syns != 40 || l.CookiesSent != 41 || l.CookiesValidated != 42 || l.Abandoned != 43 ||
+		l.HalfOpenEnded != e.HalfOpenEnded || l.Handshake != e.Handshake {
+		t.Errorf("half-open requests of the listener are %+v", l)
+	}
+	if !l.ConnectionsKnown || !l.AcceptsKnown || !l.AcceptWaitKnown || !l.RetransmitsKnown || !l.RefusalsKnown || !l.HalfOpenKnown {
 		t.Errorf("what is known is not: %+v", l)
 	}
 }
@@ -62,8 +71,14 @@ func TestEventsAreAddedOnce(t *testing.T) {
 func TestWhatTheTrackerCannotTellIsUnknown(t *testing.T) {
 	b := newTrackedBench(10)
 	b.knows = knowledge{connections: true}
-	b.events([]census.Listener{listener(1, web, 0, 5)}, counted(1, web, 1, 0))
-	if l := b.find(t, web); !l.ConnectionsKnown || l.AcceptsKnown || l.AcceptWaitKnown || l.RetransmitsKnown || l.BacklogRequestedKnown {
+	e := counted(1, web, 1, 0)
+	e.Drops[tracker.DropAcceptQueueFullACK], e.Drops[tracker.DropAcceptQueueFullReset] = 4, 5
+	known := e.Drops
+	e.Drops[tracker.DropAcceptQueueFullSYN], e.Drops[tracker.DropOther] = 6, 7
+	b.events([]census.Listener{listener(1, web, 0, 5)}, e)
+	l := b.find(t, web)
+	if !l.ConnectionsKnown || l.AcceptsKnown || l.AcceptWaitKnown || l.RetransmitsKnown || l.BacklogRequestedKnown ||
+		l.RefusalsKnown || l.HalfOpenKnown || l.Drops != known {
 		t.Errorf("listener is %+v", l)
 	}
 }
@@ -78,9 +93,11 @@ func TestGroupIsSummed(t *testing.T) {
 		t.Fatalf("gone are %v", gone)
 	}
 	last := counted(1, web, 13, 12)
+	last.Abandoned, last.HalfOpenEnded[tracker.EndListenerClosed] = 1, 2
 	b.depart(&last, atEpoch)
 	b.events([]census.Listener{second}, counted(2, web, 3, 3))
-	if l := b.find(t, web); l.Connections != 16 || l.Accepts != 15 || !l.AcceptsKnown {
+	if l := b.find(t, web); l.Connections != 16 || l.Accepts != 15 || !l.AcceptsKnown ||
+		l.Abandoned != 1 || l.HalfOpenEnded[tracker.EndListenerClosed] != 2 {
 		t.Errorf("listener is %+v", l)
 	}
 	// It listens again, under its cookie, and the tracker counts from 0.
@@ -125,9 +142,10 @@ func TestBriefListener(t *testing.T) {
 	}
 	// Over the cap it goes under Other.
 	e := counted(3, "0.0.0.0:82", 5, 5)
+	e.Drops[tracker.DropSynQueueFull] = 6
 	b.events(other, counted(2, "0.0.0.0:81", 1, 1), e)
 	b.depart(&e, atEpoch)
-	if l := b.find(t, Other); l.Connections != 5 {
+	if l := b.find(t, Other); l.Connections != 5 || l.Drops[tracker.DropSynQueueFull] != 6 {
 		t.Errorf("under other is %+v", l)
 	}
 	if len(b.crowd) != 0 || len(b.arrivals) != 1 {

@@ -23,8 +23,6 @@ const (
 	auditEvery = 3
 	// What an audit did not use of its budget is kept for this long.
 	auditSaving = time.Minute
-
-	checkStates = "states"
 )
 
 var errDied = errors.New("the path leads to another namespace now")
@@ -249,12 +247,12 @@ func (a *auditor) reason() error {
 func (a *auditor) report(s *Snapshot) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.Audits = []Audit{{Check: checkStates, Checks: a.checks, Skipped: a.skipped}}
+	s.Audits = append(s.Audits, Audit{Check: AuditCheckNames[AuditStates], Checks: a.checks, Skipped: a.skipped})
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		r, ok := a.differences[n.Inode]
 		if ok && n.Name != Other && (r.cookie == 0 || r.cookie == n.Cookie) {
-			n.StateDifference, n.Audited = r.difference, true
+			n.Differences[AuditStates], n.Audited[AuditStates] = r.difference, true
 		}
 	}
 }

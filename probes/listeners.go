@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sockq/probes/census"
+	"sockq/probes/tracker"
 )
 
 const (
@@ -85,7 +86,7 @@ type set struct {
 }
 
 // knowledge is what the tracker can tell of listeners.
-type knowledge struct{ connections, accepts, retransmits, backlog bool }
+type knowledge struct{ connections, accepts, retransmits, backlog, refusals, halfOpen bool }
 
 // life is a socket from its making to its end, also while it does not listen
 // (shutdown), is bound to another device, or was missed by a sample.
@@ -424,6 +425,11 @@ func (l *ledger) snapshot() []Listener {
 			listeners[i].LastAccept = time.Time{}
 		}
 		listeners[i].RetransmitsKnown = l.knows.retransmits
+		listeners[i].RefusalsKnown = l.knows.refusals
+		if !l.knows.refusals {
+			clear(listeners[i].Drops[tracker.DropAcceptQueueFullSYN:])
+		}
+		listeners[i].HalfOpenKnown = l.knows.halfOpen
 	}
 	return listeners
 }

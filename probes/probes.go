@@ -77,6 +77,7 @@ const (
 	SourceNames      = "names"
 	SourceTracker    = "tracker"
 	SourceAudit      = "audit"
+	SourceRefusals   = "audit_refusals"
 )
 
 var errClosed = errors.New("the probes are closed")
@@ -91,8 +92,9 @@ type Probes struct {
 	walk     *census.Walk
 	sockDiag *census.SockDiag
 	names    *netns.Names
-	auditor  *auditor // nil for none
-	tracked  *tracked // nil for none
+	auditor  *auditor        // nil for none
+	refusals *refusalAuditor // the same
+	tracked  *tracked        // the same
 	stats    io.Closer
 
 	fixed []Probe // what was decided at the start
@@ -165,9 +167,6 @@ func Open(opts Options) (_ *Probes, err error) {
 // and not forgotten yet, so that none with a name of its own finds no place.
 const spareNamespaces = 64
 
-// untold are the stories that only trampolines and kprobes can tell.
-var untold = []string{"half_open", "refusals", "time_wait"}
-
 // openTracker returns why nothing is tracked.
 func (p *Probes) openTracker() error {
 	tier, err := tracker.FindTier(p.opts.SysFS)
@@ -183,15 +182,12 @@ func (p *Probes) openTracker() error {
 		for _, name := range tracker.StoryNames {
 			p.missing(name, err)
 		}
-	} else {
-		for _, story := range p.tracked.tracker.Stories() {
-			p.fixed = append(p.fixed, Probe{Name: story.Name, Mechanism: story.Mechanism, Attached: story.Told(), Reason: story.Reason})
-		}
+		return err
 	}
-	for _, name := range untold {
-		p.missing(name, errors.New("this version has only tracepoints"))
+	for _, story := range p.tracked.tracker.Stories() {
+		p.fixed = append(p.fixed, Probe{Name: story.Name, Mechanism: story.Mechanism, Attached: story.Told(), Reason: story.Reason})
 	}
-	return err
+	return nil
 }
 
 func (p *Probes) openSource() error {
@@ -249,23 +245,37 @@ func (p *Probes) missing(name string, reason error) {
 }
 
 func (p *Probes) openAudit() {
-	switch {
-	case p.opts.AuditBudget == 0:
+	if p.opts.AuditBudget == 0 {
 		p.missing("audit", errors.New("turned off"))
 		return
-	case p.walk == nil:
-		p.missing("audit", errors.New("the census itself is sock_diag's"))
+	}
+	if p.tracked != nil && p.tracked.refused {
+		p.refusals = newRefusalAuditor(p.kernelRefusals, p.trackedRefusals)
+	}
+	if p.walk == nil {
+		p.statesUnaudited(errors.New("the census itself is sock_diag's"))
 		return
 	}
 	count := func(ctx context.Context) (*census.Sockets, error) { return p.walk.States(ctx, true) }
 	auditor, err := newAuditor(p.opts.AuditBudget, count, p.names.Find)
 	if err != nil {
 		p.log.Warn("States are not audited", "reason", err)
-		p.missing("audit", err)
+		p.statesUnaudited(err)
 		return
 	}
 	p.auditor = auditor
 	p.attached("audit", census.MechanismSockDiag)
+}
+
+// statesUnaudited says why states are not audited.
+func (p *Probes) statesUnaudited(reason error) {
+	if p.refusals == nil {
+		p.missing("audit", reason)
+		return
+	}
+	p.fixed = append(p.fixed, Probe{
+		Name: "audit", Mechanism: string(p.source.Mechanism()), Attached: true, Reason: "refusals only: " + reason.Error(),
+	})
 }
 
 // Run takes a census and listener samples at their intervals until ctx is done.
@@ -287,6 +297,7 @@ func (p *Probes) Run(ctx context.Context) error {
 			_ = p.sample(true)
 			_ = p.sweep()
 			_ = p.takeCensus(ctx)
+			_ = p.auditRefusals()
 			if p.walk == nil {
 				// A dump for each namespace may take long: a fifth of a CPU at most.
 				next = start.Add(5 * time.Since(start))
@@ -469,7 +480,7 @@ func (p *Probes) sweep() error {
 		}
 		clock := wallClock()
 		for _, key := range p.ledger.gone() {
-			l, ok, err := p.tracked.tracker.Take(key)
+			l, ok, err := p.tracked.take(key)
 			if err != nil {
 				return err
 			}
@@ -511,6 +522,36 @@ func (p *Probes) audit(ctx context.Context) error {
 	return p.read(SourceAudit, func() error { return p.auditor.round(ctx, time.Now()) })
 }
 
+func (p *Probes) auditRefusals() error {
+	if p.refusals == nil {
+		return nil
+	}
+	return p.read(SourceRefusals, p.refusals.round)
+}
+
+func (p *Probes) kernelRefusals() (kernelRefusals, error) {
+	p.namespaces.Lock()
+	defer p.namespaces.Unlock()
+	if p.closed {
+		return kernelRefusals{}, errClosed
+	}
+	list, err := p.source.Namespaces()
+	if err != nil {
+		return kernelRefusals{}, err
+	}
+	// sock_diag may find an old namespace late.
+	return newKernelRefusals(list, p.walk != nil && p.source.Lost()["namespaces"] == 0), nil
+}
+
+func (p *Probes) trackedRefusals() (map[identity]refusals, error) {
+	p.listeners.Lock()
+	defer p.listeners.Unlock()
+	if p.closed {
+		return nil, errClosed
+	}
+	return p.tracked.refusals()
+}
+
 // Snapshot reads the listeners and namespaces anew and joins them with the
 // last census. It costs O(listeners) and O(namespaces), never O(sockets). A
 // source that fails is named in it; the others are there.
@@ -545,6 +586,9 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	s.Lost["namespaces_over_cap"] = p.registry.over()
 	if p.auditor != nil {
 		p.auditor.report(s)
+	}
+	if p.refusals != nil {
+		p.refusals.report(s, p.registry.name)
 	}
 	return s, nil
 }

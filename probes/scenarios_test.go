@@ -579,8 +579,8 @@ func TestAuditTellsALie(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range s.Namespaces {
-		if n.Inode == ns.Inode() && (!n.Audited || n.StateDifference != 4) {
-			t.Errorf("difference is %d (audited: %v), want 4", n.StateDifference, n.Audited)
+		if n.Inode == ns.Inode() && (!n.Audited[AuditStates] || n.Differences[AuditStates] != 4) {
+			t.Errorf("difference is %d (audited: %v), want 4", n.Differences[AuditStates], n.Audited[AuditStates])
 		}
 	}
 	if want.States[tcpstate.Established] == 0 {

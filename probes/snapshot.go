@@ -73,11 +73,11 @@ type Namespace struct {
 	ResetsSentKnown, ResetsReceivedKnown bool
 	ResetsSent                           map[string]uint64
 	ResetsReceived                       uint64
-	// StateDifference is the distance between our states and sock_diag's at
-	// the last audit: the sum of absolute differences over the states.
-	StateDifference uint64
-	// Audited tells that there was such an audit.
-	Audited bool
+	// Differences are the distances between our numbers and the kernel's own at
+	// the last audit, where Audited tells that there was one. That of AuditStates
+	// is the sum of absolute differences over the states.
+	Differences [AuditChecks]uint64
+	Audited     [AuditChecks]bool
 }
 
 // Listener is the set of listening sockets behind one address of one
@@ -127,6 +127,16 @@ type Listener struct {
 	Drops                 [tracker.DropReasons]uint64 // refused, by reason
 	BacklogRequestedKnown bool
 	BacklogRequested      int64 // last argument of listen()
+	// RefusalsKnown tells that what became of each SYN is tracked: SYNs, cookies,
+	// and all reasons of Drops.
+	RefusalsKnown                 bool
+	Syns                          uint64
+	CookiesSent, CookiesValidated uint64
+	// HalfOpenKnown tells that half-open requests are tracked.
+	HalfOpenKnown bool
+	HalfOpenEnded [tracker.HalfOpenEnds]uint64
+	Handshake     tracker.Histogram // from the SYN to the accept queue
+	Abandoned     uint64            // in the accept queue when the listener closed
 }
 
 // Probe is a part of the agent that attaches to the kernel, or could not.
@@ -154,9 +164,24 @@ type SourceStatus struct {
 	Error       string    // for people; "" where up
 }
 
-// Audit counts the comparisons of one kind between our numbers and the kernel's.
+// AuditCheck is a kind of comparison between our numbers and the kernel's.
+type AuditCheck uint8
+
+// The checks, with the names that sockq gives them.
+const (
+	AuditStates          AuditCheck = iota // sockets by state: sock_diag
+	AuditListenDrops                       // refusals of all reasons: TcpExt ListenDrops
+	AuditListenOverflows                   // those by a full accept queue: TcpExt ListenOverflows
+	AuditSynCookies                        // SYN cookies sent: TcpExt SyncookiesSent
+	AuditChecks                            // how many there are
+)
+
+// AuditCheckNames are their names in metrics.
+var AuditCheckNames = [AuditChecks]string{"states", "listen_drops", "listen_overflows", "syn_cookies"}
+
+// Audit counts the comparisons of one kind.
 type Audit struct {
-	Check   string
+	Check   string // one of AuditCheckNames
 	Checks  uint64
 	Skipped uint64 // because the node changed meanwhile, or a bound forbade it
 }

@@ -19,6 +19,10 @@ type tracked struct {
 	namespaces map[tracker.NamespaceID]*trackedNamespace
 	other      tracker.Namespace // what happened in all that are called Other
 	nobodys    uint64            // namespaces that were gone before the census saw them
+	// What was refused at listeners that were taken, for the audit; refused tells
+	// that all refusals are counted.
+	refused  bool
+	departed map[tracker.NamespaceID]refusals
 }
 
 type trackedNamespace struct {
@@ -37,7 +41,10 @@ func openTracked(opts tracker.Options) (*tracked, error) {
 	if err != nil {
 		return nil, err
 	}
-	joined := &tracked{tracker: t, namespaces: make(map[tracker.NamespaceID]*trackedNamespace)}
+	joined := &tracked{
+		tracker: t, namespaces: make(map[tracker.NamespaceID]*trackedNamespace),
+		refused: t.Tells(tracker.StoryRefusals), departed: make(map[tracker.NamespaceID]refusals),
+	}
 	if opts.PerNamespace {
 		joined.other.States = new([tcpstate.Count]tracker.Histogram)
 	}
@@ -50,6 +57,8 @@ func (t *tracked) ofListeners() knowledge {
 		accepts:     t.tracker.Tells(tracker.StoryAccepts),
 		retransmits: t.tracker.Tells(tracker.StorySynackRetransmits),
 		backlog:     t.tracker.Tells(tracker.StoryBacklog),
+		refusals:    t.refused,
+		halfOpen:    t.tracker.Tells(tracker.StoryHalfOpen),
 	}
 }
 
@@ -84,6 +93,26 @@ func (t *tracked) listeners(r *registry) ([]tracker.Listener, error) {
 		}
 	}
 	return list, nil
+}
+
+// take takes what was counted at a listener that is gone.
+func (t *tracked) take(key uint64) (tracker.Listener, bool, error) {
+	l, ok, err := t.tracker.Take(key)
+	if ok && t.refused {
+		r := t.departed[l.Namespace]
+		r.add(refusalsAt(&l))
+		t.departed[l.Namespace] = r
+	}
+	return l, ok, err
+}
+
+// refusals reads what was refused in each namespace.
+func (t *tracked) refusals() (map[identity]refusals, error) {
+	list, err := t.tracker.Listeners()
+	if err != nil {
+		return nil, err
+	}
+	return sumRefusals(list, t.departed), nil
 }
 
 // count reads all namespaces, and adds to the sum of Other what happened in those
@@ -183,6 +212,11 @@ func (t *tracked) show(n *Namespace, c *tracker.Namespace) {
 
 // sweep forgets the namespaces that are gone.
 func (t *tracked) sweep(r *registry) error {
+	for id := range t.departed {
+		if _, exists := r.identify(id.Inode, id.Cookie); !exists {
+			delete(t.departed, id)
+		}
+	}
 	list, err := t.count(r)
 	if err != nil {
 		return err

@@ -36,18 +36,18 @@ const (
 	TrackIgnoredAcks       Probe = "ignored_acks"
 	TrackResetsSent        Probe = "resets_sent"
 	TrackResetsReceived    Probe = "resets_received"
+	TrackHalfOpen          Probe = "half_open" // lives of requests
+	TrackRefusals          Probe = "refusals"  // what became of each SYN
 
 	// Those that do not exist in this version: what they fill is never exported.
-	TrackHalfOpen Probe = "half_open" // lives of requests
-	TrackRefusals Probe = "refusals"  // what became of each SYN
-	Owners        Probe = "owners"
-	Diagnosis     Probe = "diagnosis"
+	Owners    Probe = "owners"
+	Diagnosis Probe = "diagnosis"
 )
 
 // Exists tells whether this version has the probe.
 func (p Probe) Exists() bool {
 	switch p {
-	case TrackHalfOpen, TrackRefusals, Owners, Diagnosis:
+	case Owners, Diagnosis:
 		return false
 	}
 	return true

@@ -62,7 +62,7 @@ var (
 	Drops = listener("drops_total", Counter, TrackIgnoredAcks, AllTiers, "on C accept_queue_full_ack and accept_queue_full_reset only, from Linux 6.17",
 		"Connections or handshakes that the listener refused, by reason.", "reason")
 	SynCookiesSent = listener("syn_cookies_sent_total", Counter, TrackRefusals, TiersAB, "",
-		"SYN cookies sent because the SYN queue was full.")
+		"SYN cookies sent, instead of a place in the SYN queue.")
 	SynCookiesValidated = listener("syn_cookies_validated_total", Counter, TrackRefusals, TiersAB, "",
 		"Final ACKs that carried a valid SYN cookie.")
 	SynackRetransmits = listener("synack_retransmits_total", Counter, TrackSynackRetransmits, AllTiers, "",

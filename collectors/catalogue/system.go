@@ -29,7 +29,7 @@ var (
 var (
 	AuditDifference = add(Metric{
 		Name: "sockq_audit_difference", Type: Gauge, Probe: Audits, Tiers: AllTiers,
-		Needs:  "setns",
+		Needs:  "`states`: setns; `listen_drops`, `listen_overflows`, `syn_cookies`: tier A or B",
 		Labels: []string{LabelNetns, LabelCheck},
 		Help:   "Distance between sockq's numbers and the kernel's own at the last audit of the namespace. 0 is the promise.",
 	})

@@ -68,7 +68,7 @@ func reference() string {
 Tiers: A kernels with BPF trampolines, B with kprobes, C with tracepoints only. What a kernel cannot give is absent, never 0.
 "BPF walk": Linux 6.4 and CAP_BPF + CAP_PERFMON, for every namespace of the node. "setns": CAP_SYS_ADMIN, for namespaces other than the agent's own.
 
-Series of transitions, states, errors and reasons begin when they are first counted, all other counters at 0.
+Series of transitions, states, errors, reasons and ends of half-open connections begin when they are first counted, all other counters at 0.
 Histograms are native (schema 0, for a scrape in protobuf) and classic at once. The highest power of two is 2^24 s; what took longer is counted there. The classic bounds, in seconds:
 
 `)
