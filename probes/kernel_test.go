@@ -57,6 +57,8 @@ func told(name string) bool {
 		return hooked() && r.here()
 	case tracker.StoryIgnoredACKs: // part of the refusals
 		return hooked() || r.here()
+	case tracker.StoryConnections, tracker.StoryAccepts:
+		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
 	}
 	return r.here()
 }

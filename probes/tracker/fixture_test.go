@@ -103,8 +103,23 @@ func owed(story string) bool {
 		return false
 	case story == StoryIgnoredACKs && hooked(): // part of the refusals
 		return true
+	case (story == StoryConnections || story == StoryAccepts) && tier() == TierA:
+		return scenario.KernelAtLeast(5, 12)
 	}
 	return scenario.KernelAtLeast(since[story][0], since[story][1])
+}
+
+// inside tells whether a story is told by hooks that others tell by tracepoints.
+func inside(story string) bool {
+	switch story {
+	case StoryAccepts:
+		return tier() == TierA
+	case StoryBacklog: // __sys_listen_socket
+		return tier() == TierA && scenario.KernelAtLeast(6, 10)
+	case StoryConnections: // sk_data_ready is a tracepoint since
+		return tier() == TierA && !scenario.KernelAtLeast(6, 3)
+	}
+	return false
 }
 
 // programsOwed is how many programs a tracker of everything attaches, those to
@@ -120,9 +135,16 @@ func programsOwed() (events, returns int) {
 		}
 	}
 	for story, calls := range map[string]int{StoryAccepts: 2, StoryBacklog: 1, StoryUnroutable: 1} {
-		if owed(story) {
+		switch {
+		case !owed(story):
+		case inside(story):
+			events++
+		default:
 			returns += calls
 		}
+	}
+	if inside(StoryConnections) && owed(StoryConnections) {
+		events++ // it takes two
 	}
 	return events, returns
 }

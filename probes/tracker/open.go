@@ -5,6 +5,7 @@ package tracker
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_counts -type state_histograms -type event -type slot -type cpu -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" states bpf/states.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" accepts bpf/accepts.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" timeWait bpf/timewait.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" refusals bpf/refusals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" halfOpen bpf/halfopen.bpf.c
@@ -161,9 +162,9 @@ func Open(opts Options) (_ *Tracker, err error) {
 	t.attachHalfOpen(specs.halfOpen)
 	t.attachTimeWait(specs.timeWait)
 	t.attachStates(specs.states)
-	t.attachArrivals(specs.arrivals)
+	t.attachArrivals(specs.arrivals, specs.accepts)
 	t.attachResets(specs.resets)
-	t.attachSyscalls(specs.syscalls)
+	t.attachSyscalls(specs.syscalls, specs.accepts)
 	t.kernel = nil
 	// What arrived before accept() was watched would never be accepted.
 	if t.keys, t.counts, err = batch(t.maps["listeners"], t.keys, t.counts); err != nil {
@@ -178,7 +179,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 }
 
 type specs struct {
-	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait *ebpf.CollectionSpec
+	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait, accepts *ebpf.CollectionSpec
 }
 
 func (t *Tracker) specs() (s specs, err error) {
@@ -187,7 +188,7 @@ func (t *Tracker) specs() (s specs, err error) {
 		from func() (*ebpf.CollectionSpec, error)
 	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls},
 		{&s.refusals, loadRefusals}, {&s.halfOpen, loadHalfOpen},
-		{&s.timeWait, loadTimeWait}} {
+		{&s.timeWait, loadTimeWait}, {&s.accepts, loadAccepts}} {
 		if *load.into, err = load.from(); err != nil {
 			return s, err
 		}
@@ -201,7 +202,7 @@ func (t *Tracker) newMaps(s specs) error {
 	// Elements of maps that are not allocated beforehand come from an
 	// allocator that tracing programs may use since 6.1.
 	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
-	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait} {
+	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait, s.accepts} {
 		for name, m := range spec.Maps {
 			if strings.HasPrefix(name, ".") || t.maps[name] != nil {
 				continue
@@ -359,7 +360,7 @@ func boolean(b bool) uint8 {
 	return 0
 }
 
-func (t *Tracker) attachArrivals(spec *ebpf.CollectionSpec) {
+func (t *Tracker) attachArrivals(spec, hooked *ebpf.CollectionSpec) {
 	tell := func(story, program, needs string) {
 		attached, err := t.attach(spec, program)
 		if err != nil {
@@ -368,10 +369,16 @@ func (t *Tracker) attachArrivals(spec *ebpf.CollectionSpec) {
 		}
 		t.told(story, mechanismTPBTF, attached)
 	}
-	if t.Tells(StoryConnects) {
-		tell(StoryConnections, "connection_arrived", "Linux 6.3 or newer")
-	} else {
+	switch {
+	case !t.Tells(StoryConnects):
 		t.untold(errors.New("needs the changes of state"), StoryConnections)
+	case t.has("btf_trace_sk_data_ready"): // 6.3+
+		tell(StoryConnections, "connection_arrived", "Linux 6.3 or newer")
+	default:
+		t.attachHooks(StoryConnections, hooked, []hook{
+			{function: "inet_csk_complete_hashdance", returns: true, program: "child_added"},
+			{function: "inet_csk_reqsk_queue_add", returns: true, program: "child_queued"},
+		})
 	}
 	tell(StorySynackRetransmits, "synack_retransmitted", "Linux 5.12 or newer")
 	if i := slices.IndexFunc(t.stories, func(s Story) bool { return s.Name == StoryRefusals && s.Told() }); i >= 0 {
@@ -412,6 +419,12 @@ func (t *Tracker) attachResets(spec *ebpf.CollectionSpec) {
 		}
 		t.told(story.name, mechanismTPBTF, attached)
 	}
+}
+
+// has tells whether the kernel has that typedef.
+func (t *Tracker) has(name string) bool {
+	var typ *btf.Typedef
+	return t.kernel.TypeByName(name, &typ) == nil
 }
 
 // arguments is how many a tracepoint hands over on this kernel.

@@ -16,7 +16,8 @@ import (
 	"sockq/probes/scenario"
 )
 
-var syscallStories = []string{StoryAccepts, StoryBacklog, StoryUnroutable}
+// syscallStories are told where system calls return, unless there are hooks inside.
+var syscallStories = slices.DeleteFunc([]string{StoryAccepts, StoryBacklog, StoryUnroutable}, inside)
 
 // stories holds what a tracker tells against what it should not tell, because the
 // kernel is too old for it or for another reason.
@@ -33,7 +34,7 @@ func stories(t *testing.T, tr *Tracker, untold ...string) {
 		if slices.Contains(syscallStories, s.Name) {
 			mechanism = mechanismTracepoint
 		}
-		if slices.Contains(hookStories, s.Name) || hooked() && s.Name == StoryIgnoredACKs {
+		if inside(s.Name) || slices.Contains(hookStories, s.Name) || hooked() && s.Name == StoryIgnoredACKs {
 			mechanism = map[Tier]string{TierA: mechanismTrampoline, TierB: mechanismKprobe}[tier()]
 		}
 		if s.Told() && (s.Mechanism != mechanism || s.Reason != "" || len(s.Programs) == 0) {

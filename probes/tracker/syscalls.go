@@ -13,7 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (t *Tracker) attachSyscalls(spec *ebpf.CollectionSpec) {
+// attachSyscalls attaches to what applications call: inside the kernel where there
+// are hooks, which costs other calls nothing and sees io_uring, else where system
+// calls return.
+func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 	stories := []struct {
 		name     string
 		programs map[string]string // by system call
@@ -29,7 +32,17 @@ func (t *Tracker) attachSyscalls(spec *ebpf.CollectionSpec) {
 	if err == nil {
 		defer root.Close()
 	}
+	inside := map[string]hook{
+		StoryAccepts: {function: "inet_csk_accept", returns: true, program: "child_accepted"},
+		StoryBacklog: {function: "__sys_listen_socket", returns: true, program: "listen_succeeded"}, // 6.10+
+	}
 	for _, story := range stories {
+		if h, ok := inside[story.name]; ok && t.tier == TierA && (story.name != StoryAccepts || t.Tells(StoryConnections)) {
+			if program, err := t.attachTrampoline(hooked, h); err == nil {
+				t.told(story.name, mechanismTrampoline, program)
+				continue
+			}
+		}
 		switch {
 		case !t.opts.Syscalls:
 			t.untold(errTurnedOff, story.name)

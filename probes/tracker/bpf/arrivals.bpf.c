@@ -2,12 +2,11 @@
 /* What comes in at a listener: connections into the accept queue and how long it
  * gets, final ACKs that it does not take, SYN-ACKs that have to be sent again.
  */
+#include "arrival.h"
 #include "listeners.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-#define MINUTE 60000000000ULL
 
 volatile const __u32 listen_overflow; /* SKB_DROP_REASON_TCP_LISTEN_OVERFLOW (6.17+) */
 
@@ -20,17 +19,6 @@ static __always_inline int listens(struct sock *sk)
 static __always_inline struct listener_counts *counts_of(struct sock *sk)
 {
 	return find_listener(bpf_get_socket_cookie(sk), sk);
-}
-
-/* An older minute is a smaller number. */
-static __always_inline void raise(__u64 *peak, __u64 value)
-{
-	for (int i = 0; i < 8; i++) {
-		__u64 old = *(volatile __u64 *)peak;
-
-		if (old >= value || __sync_val_compare_and_swap(peak, old, value) == old)
-			return;
-	}
 }
 
 /* joins_connection tells whether a child is a further path of an MPTCP connection
@@ -50,7 +38,6 @@ static __always_inline int joins_connection(__u64 child)
 SEC("tp_btf/sk_data_ready")
 int BPF_PROG(connection_arrived, struct sock *sk)
 {
-	__u64 minute, length, limit;
 	struct listener_counts *l;
 	struct cpu *cpu;
 	__u32 zero = 0;
@@ -68,12 +55,7 @@ int BPF_PROG(connection_arrived, struct sock *sk)
 	l = counts_of(sk);
 	if (!l)
 		return 0;
-	add(&l->connections, 1);
-	minute = cpu->child_since / MINUTE;
-	length = sk->sk_ack_backlog;
-	limit = sk->sk_max_ack_backlog;
-	raise(&l->peak[minute & 1], minute << 32 | length);
-	raise(&l->peak_ratio[minute & 1], minute << 32 | (__u32)(((length << 31) + limit / 2) / (limit + 1)));
+	count_arrival(l, cpu->child_since, sk->sk_ack_backlog, sk->sk_max_ack_backlog);
 	return 0;
 }
 

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The accept queue in the kernel's own terms: what is put in, what accept() takes
+ * out, whoever calls it and however, and what listen() asked for.
+ */
+#include "arrival.h"
+#include "listeners.h"
+#include "sockets.h"
+#include "registers.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* A listener that was there before the tracker may have no cookie yet. */
+static __always_inline struct listener_counts *counts_of(struct sock *sk)
+{
+	__u64 cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+
+	return find_listener(cookie ? cookie : (__u64)sk, sk);
+}
+
+/* Further paths of MPTCP connections (MP_JOIN, RFC 8684) are accepted by nobody. */
+static __always_inline int joins_connection(__u64 child)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)child;
+	struct inet_connection_sock *connection = (struct inet_connection_sock *)child;
+	struct mptcp_subflow_context *subflow;
+
+	if (!bpf_core_field_exists(struct mptcp_subflow_context, mp_join) || !BPF_CORE_READ(tcp, is_mptcp))
+		return 0;
+	subflow = BPF_CORE_READ(connection, icsk_ulp_data);
+	return BPF_CORE_READ_BITFIELD_PROBED(subflow, mp_join);
+}
+
+/* Both hooks are met on some kernels: the first takes the child. */
+static __always_inline int arrives(struct sock *sk, __u64 child)
+{
+	struct listener_counts *l;
+	struct cpu *cpu;
+	__u32 zero = 0;
+
+	cpu = bpf_map_lookup_elem(&cpus, &zero);
+	if (!cpu || !child || cpu->child != child)
+		return 0;
+	cpu->child = 0;
+	if (joins_connection(child))
+		return 0;
+	l = counts_of(sk);
+	if (l)
+		count_arrival(l, cpu->child_since, BPF_CORE_READ(sk, sk_ack_backlog), BPF_CORE_READ(sk, sk_max_ack_backlog));
+	return 0;
+}
+
+static __always_inline int accepts(struct sock *sk, __u64 child)
+{
+	struct listener_counts *l;
+	struct place *place;
+	__u64 now;
+
+	if (!child)
+		return 0;
+	l = counts_of(sk);
+	if (!l)
+		return 0;
+	now = bpf_ktime_get_ns();
+	add(&l->accepts, 1);
+	l->last_accept = now;
+	place = find_socket(child);
+	if (place && place->arrived)
+		observe(&l->accept_wait, now - place->arrived);
+	return 0;
+}
+
+SEC("fexit/inet_csk_complete_hashdance")
+int BPF_PROG(child_added, struct sock *sk, __u64 child, void *request, int own, void *taken)
+{
+	return taken ? arrives(sk, child) : 0;
+}
+
+/* With SYN cookies and Fast Open, and for all connections before 5.16. */
+SEC("fexit/inet_csk_reqsk_queue_add")
+int BPF_PROG(child_queued, struct sock *sk, void *request, __u64 child, void *queued)
+{
+	return queued ? arrives(sk, child) : 0;
+}
+
+/* It has two arguments since 6.10. */
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(child_accepted_4, struct sock *sk, int flags, void *err, int kern, __u64 child)
+{
+	return accepts(sk, child);
+}
+
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(child_accepted_2, struct sock *sk, void *arg, __u64 child)
+{
+	return accepts(sk, child);
+}
+
+SEC("fexit/__sys_listen_socket")
+int BPF_PROG(listen_succeeded, struct socket *socket, int backlog, int failed)
+{
+	struct sock *sk = BPF_CORE_READ(socket, sk), *subflow = sk;
+	struct mptcp_sock *mptcp = (struct mptcp_sock *)sk;
+	struct listener_counts *l;
+
+	if (failed)
+		return 0;
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP && bpf_core_field_exists(struct mptcp_sock, first))
+		subflow = BPF_CORE_READ(mptcp, first);
+	if (!subflow || BPF_CORE_READ(subflow, sk_protocol) != IPPROTO_TCP || BPF_CORE_READ(subflow, __sk_common.skc_state) != TCP_LISTEN)
+		return 0;
+	l = counts_of(subflow);
+	if (!l)
+		return 0;
+	l->backlog = backlog;
+	l->last_listen = bpf_ktime_get_ns();
+	return 0;
+}
