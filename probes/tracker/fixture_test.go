@@ -124,7 +124,7 @@ func inside(story string) bool {
 
 // programsOwed is how many programs a tracker of everything attaches, those to
 // returns of system calls apart.
-func programsOwed() (events, returns int) {
+func programsOwed(tr *Tracker) (events, returns int) {
 	events = 4 // changes of state, ends of sockets, RSTs of both directions
 	if owed(StoryStateSeconds) {
 		events++ // changes of state again
@@ -145,6 +145,11 @@ func programsOwed() (events, returns int) {
 	}
 	if inside(StoryConnections) && owed(StoryConnections) {
 		events++ // it takes two
+	}
+	for _, s := range tr.Stories() {
+		if slices.Contains(hookStories, s.Name) {
+			events += len(s.Programs)
+		}
 	}
 	return events, returns
 }

@@ -166,7 +166,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		id, _ := info.ID()
 		maps = append(maps, uint32(id))
 	}
-	events, returns := programsOwed()
+	events, returns := programsOwed(tr)
 	if len(programs) != events+returns || len(maps) < 9 || len(links) != events || descriptors(t)["anon_inode:[perf_event]"] != returns {
 		t.Errorf("%d programs, %d maps, %d links, descriptors %v", len(programs), len(maps), len(links), descriptors(t))
 	}
