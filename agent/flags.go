@@ -30,6 +30,7 @@ type config struct {
 	maxRequests   int
 	log           promslog.Config
 	probes        probes.Options
+	check         *checkOptions // nil to serve
 }
 
 const intro = `sockq shows the state of every TCP socket and the two queues of every listener
@@ -39,6 +40,8 @@ Run it without any flag, then look:
     http://localhost:10813/                  what it is and what works here
     http://localhost:10813/metrics           for Prometheus
     http://localhost:10813/api/v1/snapshot   the same as JSON
+
+sockq check says what works on this node, and what would give the rest.
 
 Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
 
@@ -53,6 +56,20 @@ them sockq shows the namespace that it runs in, and says what is missing.
 Exit status: 0 ended by a signal, 1 the node does not give what is needed,
 2 a flag or a configuration file is wrong.`
 
+const checkHelp = `Attaches what sockq would with the same flags, looks once, detaches, and
+prints what you get on this node: each part with how it is attached (fentry and
+kprobe: functions of the kernel; tp_btf and tracepoint: its tracepoints;
+bpf_walk: its tables, read by BPF; sock_diag: what ss asks), and of what is
+missing why, and which kernel, right or setting would give it. It opens no port,
+and may run beside sockq.
+
+Exit status: 0 sockq can run here, maybe without parts that are named in the
+table, 1 it cannot run at all, 2 a flag or a configuration file is wrong. To
+insist on a part:
+
+    sockq check --format=json |
+      jq -e 'any(.probes[]; .name == "refusals" and .attached)'`
+
 // parse reads the command line. It returns nil where the answer is already
 // written, to --help and the like.
 func parse(args []string, stdout io.Writer) (*config, error) {
@@ -62,20 +79,40 @@ func parse(args []string, stdout io.Writer) (*config, error) {
 	app.UsageWriter(stdout)
 	app.ErrorWriter(io.Discard)
 	app.UsageTemplate(usageTemplate)
-	app.UsageFuncs(map[string]any{"FlagGroups": groupFlags})
+	app.UsageFuncs(map[string]any{"FlagGroups": groupFlags, "IsCheck": func(c *kingpin.CmdModel) bool { return c != nil && c.Name == "check" }})
 	app.Version(versionText())
 	app.HelpFlag.Short('h').Help("Show this text. --help-man writes it as a man page.")
 	app.VersionFlag.Help("Show the version.")
 	cfg := addFlags(app)
+	app.Command("serve", "Runs until a signal ends it, as sockq does without a command.").Hidden()
+	check := addCheck(app)
 
-	_, err := app.Parse(args)
+	// A default command of kingpin's forgives a flag without its value.
+	if context, err := app.ParseContext(args); err == nil && context.SelectedCommand == nil {
+		args = append(slices.Clone(args), "serve")
+	}
+	command, err := app.Parse(args)
 	switch {
 	case answered:
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("%w; sockq --help lists the flags", err)
 	}
-	return cfg, cfg.check()
+	if command == "check" {
+		cfg.check = check
+	}
+	return cfg, cfg.validate()
+}
+
+func addCheck(app *kingpin.Application) *checkOptions {
+	opts := new(checkOptions)
+	cmd := app.Command("check", checkHelp)
+	cmd.Flag("format", "How to print it: table or json.").Default("table").SetValue(value{"format", "table or json", func(s string) bool {
+		opts.json = s == "json"
+		return s == "table" || s == "json"
+	}})
+	cmd.Flag("verbose", "Print the full reason of what is missing, too. JSON always has it.").Short('v').BoolVar(&opts.verbose)
+	return opts
 }
 
 func addFlags(app *kingpin.Application) *config {
@@ -191,8 +228,8 @@ func orList(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// check finds what no flag can tell of itself, and what only the node can tell.
-func (c *config) check() error {
+// validate finds what no flag can tell of itself, and what only the node can tell.
+func (c *config) validate() error {
 	if c.probes.StatesPerNamespace && c.probes.NoStateSeconds {
 		return errors.New("--states.per-netns: --no-states.seconds leaves nothing to measure; give one of the two")
 	}
@@ -249,9 +286,13 @@ func checkListenAddress(address string) error {
 	return nil
 }
 
-const usageTemplate = `usage: {{.App.Name}} [<flags>]
+const usageTemplate = `usage: {{.App.Name}}{{if .Context.SelectedCommand | IsCheck}} check [<flags>]
+
+{{.Context.SelectedCommand.Help}}
+{{else}} [<flags>] [check]
 
 {{.App.Help}}
+{{end -}}
 {{range .Context.Flags|FlagGroups}}
 {{.Title}}:
 {{.Flags|FlagsToTwoColumns|FormatTwoColumns}}{{end -}}
@@ -265,17 +306,22 @@ type flagGroup struct {
 // groupFlags sorts the flags for --help by the first word of their names.
 func groupFlags(flags []*kingpin.FlagModel) []flagGroup {
 	groups := []flagGroup{
+		{Title: "What sockq check prints"},
 		{Title: "What is measured, and what it may cost"},
 		{Title: "Web server"},
 		{Title: "Where the node's file systems are"},
 		{Title: "Log, on standard error"},
 		{Title: "Help"},
 	}
-	of := map[string]int{"web": 1, "path": 2, "log": 3, "help": 4, "version": 4}
+	of := map[string]int{"format": 0, "verbose": 0, "web": 2, "path": 3, "log": 4, "help": 5, "version": 5}
 	for _, f := range flags {
 		word, _, _ := strings.Cut(f.Name, ".")
-		g := &groups[of[word]]
+		i, ok := of[word]
+		if !ok {
+			i = 1
+		}
+		g := &groups[i]
 		g.Flags = append(g.Flags, f)
 	}
-	return groups
+	return slices.DeleteFunc(groups, func(g flagGroup) bool { return len(g.Flags) == 0 })
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/common/version"
 
 	"sockq/probes"
-	"sockq/probes/tracker"
 )
 
 // The names of probes and their reasons come from the kernel and the file
@@ -87,36 +86,11 @@ type probeRow struct {
 	Tells string
 }
 
-// tells is what each probe is for, in a few words.
-var tells = map[string]string{
-	"sockets":    "sockets by state, bytes in their queues",
-	"listeners":  "accept queues and SYN queues",
-	"namespaces": "network namespaces, their settings and counters",
-	"bound":      "sockets that are bound and not connected",
-	"syn_queue":  "SYN queues",
-	"audit":      "whether sockq counts as the kernel does",
-
-	tracker.StoryTransitions:       "each change of state",
-	tracker.StoryStateSeconds:      "how long sockets stay in a state",
-	tracker.StoryConnects:          "how long connect() takes, and why it fails",
-	tracker.StoryConnections:       "arrivals in accept queues, and the peak at each",
-	tracker.StoryIgnoredACKs:       "final ACKs that a full accept queue refused",
-	tracker.StorySynackRetransmits: "SYN-ACKs sent again",
-	tracker.StoryResetsSent:        "RSTs sent, and why",
-	tracker.StoryResetsReceived:    "RSTs received",
-	tracker.StoryAccepts:           "accepts, and how long connections waited for them",
-	tracker.StoryBacklog:           "what listen() asked for",
-	tracker.StoryUnroutable:        "connects without a route",
-	tracker.StoryRefusals:          "why SYNs and final ACKs are refused",
-	tracker.StoryHalfOpen:          "how half-open connections end, and how long handshakes take",
-	tracker.StoryTimeWait:          "the states of time-wait sockets",
-}
-
 // probeRows says a reason once for probes that follow each other and share it.
 func probeRows(list []probes.Probe) []probeRow {
 	rows := make([]probeRow, len(list))
 	for i, p := range list {
-		rows[i] = probeRow{p, tells[p.Name]}
+		rows[i] = probeRow{p, storyOf(p.Name).tells}
 		if i > 0 && p.Reason != "" && p.Reason == list[i-1].Reason {
 			rows[i].Reason = "as above"
 		}

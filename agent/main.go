@@ -75,7 +75,12 @@ func (e env) run(ctx context.Context, args []string) int {
 	if cfg == nil { // --help or --version
 		return exitOK
 	}
-	if err := e.serve(ctx, cfg); err != nil {
+	if cfg.check != nil {
+		err = e.check(cfg)
+	} else {
+		err = e.serve(ctx, cfg)
+	}
+	if err != nil {
 		fmt.Fprintln(e.stderr, "sockq:", oneLine(err))
 		return exitEnvironment
 	}
@@ -128,10 +133,14 @@ func (e env) serve(ctx context.Context, cfg *config) error {
 			return errors.Join(err, errors.New("the probes did not stop in time"))
 		}
 	}
-	if cerr := n.Close(); cerr != nil {
-		err = errors.Join(err, fmt.Errorf("close the probes: %w", cerr))
+	return errors.Join(err, explainClose(n.Close()))
+}
+
+func explainClose(err error) error {
+	if err == nil {
+		return nil
 	}
-	return err
+	return fmt.Errorf("close the probes: %w", err)
 }
 
 // explain turns the end of what should not end by itself into an error.

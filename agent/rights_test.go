@@ -74,18 +74,26 @@ var (
 	}
 )
 
-// lackBecause tells that the stories are not told, for a reason that says why.
-func (p *process) lackBecause(stories []string, why string) {
+// probesDoc is a snapshot's list of probes.
+type probesDoc struct{ Probes []probeDoc }
+
+func (p *process) snapshot() (doc probesDoc) {
 	p.t.Helper()
 	resp, err := http.Get(p.url + pathSnapshot)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var doc struct{ Probes []probeDoc }
 	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil {
 		p.t.Fatal(err)
 	}
+	return doc
+}
+
+// lackBecause tells that the stories are not told, for a reason that says why.
+func (p *process) lackBecause(stories []string, why string) {
+	p.t.Helper()
+	doc := p.snapshot()
 	for _, name := range stories {
 		i := slices.IndexFunc(doc.Probes, func(d probeDoc) bool { return d.Name == name })
 		if i < 0 || doc.Probes[i].Attached || !strings.Contains(doc.Probes[i].Reason, why) {

@@ -61,7 +61,12 @@ func newAuditor(budget float64, count func(context.Context) (*census.Sockets, er
 	if err != nil {
 		return nil, err
 	}
+	denied := netns.MayEnter()
+	if !errors.Is(denied, unix.EPERM) {
+		denied = nil
+	}
 	return &auditor{
+		denied: denied,
 		budget: budget, count: count, find: find, bound: bound, own: own,
 		credit: time.Duration(budget * float64(auditSaving)), differences: make(map[uint32]result),
 		audited: make(map[uint32]time.Time),

@@ -609,7 +609,7 @@ func (p *Probes) probes() []Probe {
 				probe.Reason = "the own namespace only: " + err.Error()
 			}
 		}
-		if p.sockDiag != nil && probe.Name == "namespaces" {
+		if p.sockDiag != nil && probe.Mechanism == string(census.MechanismSockDiag) && probe.Name != "audit" {
 			if err := p.sockDiag.EntryError(); err != nil {
 				probe.Reason = "the own namespace only: " + err.Error()
 			}

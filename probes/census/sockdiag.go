@@ -54,6 +54,7 @@ type SockDiag struct {
 	unreadable uint64
 	entered    bool // any of them, ever
 	entryError error
+	confined   error // why the own one cannot be entered again
 }
 
 // place is a namespace while a thread is in it.
@@ -91,6 +92,7 @@ func OpenSockDiag(procfs string, find func() (map[uint32]string, error)) (_ *Soc
 	if s.bound, err = sockdiag.BoundInactiveSupported(); err != nil {
 		return nil, fmt.Errorf("ask for bound sockets: %w", err)
 	}
+	s.confined = netns.MayEnter()
 	return s, nil
 }
 
@@ -124,6 +126,9 @@ func (s *SockDiag) Bound() bool { return s.bound }
 func (s *SockDiag) EntryError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.entryError == nil && !s.entered && errors.Is(s.confined, unix.EPERM) {
+		return s.confined // none may have been found
+	}
 	return s.entryError
 }
 
@@ -149,7 +154,10 @@ func (s *SockDiag) Close() error {
 // ctx is done. Those that cannot be read are counted and returned; one that went
 // meanwhile is neither.
 func (s *SockDiag) visit(ctx context.Context, fn func(place, *sockdiag.Client) error) (failed map[uint32]bool, err error) {
-	if s.EntryError() != nil {
+	s.mu.Lock()
+	denied := s.entryError != nil
+	s.mu.Unlock()
+	if denied {
 		return nil, nil
 	}
 	paths, err := s.find()
@@ -194,7 +202,7 @@ func (s *SockDiag) visit(ctx context.Context, fn func(place, *sockdiag.Client) e
 		if !s.entered && errors.Is(err, unix.EPERM) {
 			s.entryError = err
 		}
-		denied := s.entryError != nil
+		denied = s.entryError != nil
 		s.mu.Unlock()
 		if denied {
 			break
