@@ -19,7 +19,8 @@ type hook struct {
 	returns  bool
 	// program is its name; with the number of the function's arguments ("_3")
 	// where that is not the same on all kernels, or "_void" where the function
-	// returns nothing; at a kprobe with "_kprobe".
+	// returns nothing; at a kprobe with "_kprobe", and with "_entry_kprobe" for
+	// one at the entry that keeps what the one at the return has to know.
 	program  string
 	optional bool // the story is told without it
 }
@@ -98,6 +99,15 @@ func (t *Tracker) attachKprobe(spec *ebpf.CollectionSpec, h hook) (*ebpf.Program
 	name := h.program + "_kprobe"
 	if spec.Programs[name] == nil {
 		return nil, errors.New("needs its return value")
+	}
+	if entry := h.program + "_entry_kprobe"; spec.Programs[entry] != nil {
+		program, err := t.loadAt(spec, entry, h.function)
+		if err == nil {
+			err = t.keep(link.Kprobe(h.function, program, nil))
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	program, err := t.loadAt(spec, name, h.function)
 	if err != nil {

@@ -14,6 +14,27 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 volatile const __u32 request_begins_edge, request_completes_edge, request_ends_edge; /* tcpstate.Index */
 
+/* What a kretprobe has to know from the entry. */
+struct pending {
+	__u64 began;
+	__u64 completed;
+	__u64 cloned;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pending);
+} pendings SEC(".maps");
+
+static __always_inline struct pending *this_pending(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&pendings, &zero);
+}
+
 static __always_inline struct sock *listener_of(struct request_sock *request)
 {
 	return BPF_CORE_READ(request, __req_common.skc_listener);
@@ -61,8 +82,9 @@ static __always_inline int begins(struct request_sock *request)
 	return 0;
 }
 
-static __always_inline int completes(struct sock *sk, struct request_sock *request)
+static __always_inline int completes(struct request_sock *request)
 {
+	struct sock *sk = listener_of(request);
 	struct place *place = find_socket((__u64)request);
 	struct listener_counts *l;
 	__u64 spent;
@@ -162,10 +184,88 @@ int BPF_PROG(request_began_2, void *sk, struct request_sock *request, __u64 adde
 	return added & 0xff ? begins(request) : 0;
 }
 
-SEC("fexit/inet_csk_complete_hashdance")
-int BPF_PROG(request_completed, struct sock *sk, void *child, struct request_sock *request, int own, void *taken)
+SEC("kprobe/inet_csk_reqsk_queue_hash_add")
+int BPF_KPROBE(request_began_entry_kprobe, void *sk, __u64 request)
 {
-	return taken ? completes(sk, request) : 0;
+	struct pending *p = this_pending();
+
+	if (p)
+		p->began = request;
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_reqsk_queue_hash_add")
+int BPF_KRETPROBE(request_began_kprobe, __u64 added)
+{
+	struct pending *p = this_pending();
+
+	return p && added & 0xff ? begins((struct request_sock *)p->began) : 0;
+}
+
+SEC("fexit/inet_csk_complete_hashdance")
+int BPF_PROG(request_completed, void *sk, void *child, struct request_sock *request, int own, void *taken)
+{
+	return taken ? completes(request) : 0;
+}
+
+SEC("kprobe/inet_csk_complete_hashdance")
+int BPF_KPROBE(request_completed_entry_kprobe, void *sk, void *child, __u64 request)
+{
+	struct pending *p = this_pending();
+
+	if (p)
+		p->completed = request;
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_complete_hashdance")
+int BPF_KRETPROBE(request_completed_kprobe, void *taken)
+{
+	struct pending *p = this_pending();
+
+	return p && taken ? completes((struct request_sock *)p->completed) : 0;
+}
+
+SEC("kprobe/reqsk_timer_handler")
+int BPF_KPROBE(request_timer_fired_kprobe, struct timer_list *timer)
+{
+	return timer_fires(timer);
+}
+
+SEC("kprobe/tcp_abort")
+int BPF_KPROBE(socket_aborted_kprobe, struct request_sock *request)
+{
+	return marks(request, END_DESTROYED);
+}
+
+SEC("kprobe/inet_reqsk_clone")
+int BPF_KPROBE(request_cloned_entry_kprobe, __u64 request)
+{
+	struct pending *p = this_pending();
+
+	if (p)
+		p->cloned = request;
+	return 0;
+}
+
+SEC("kretprobe/inet_reqsk_clone")
+int BPF_KRETPROBE(request_cloned_kprobe, struct request_sock *clone)
+{
+	struct pending *p = this_pending();
+
+	return p ? migrates((struct request_sock *)p->cloned, clone) : 0;
+}
+
+SEC("kprobe/tcp_v4_reqsk_destructor")
+int BPF_KPROBE(request_ended_kprobe, struct request_sock *request)
+{
+	return ends(request);
+}
+
+SEC("kprobe/inet_child_forget")
+int BPF_KPROBE(connection_abandoned_kprobe, struct sock *sk)
+{
+	return abandons(sk);
 }
 
 SEC("fentry/reqsk_timer_handler")
