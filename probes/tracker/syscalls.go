@@ -38,8 +38,8 @@ func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 	}
 	for _, story := range stories {
 		if h, ok := inside[story.name]; ok && t.tier == TierA && (story.name != StoryAccepts || t.Tells(StoryConnections)) {
-			if program, err := t.attachTrampoline(hooked, h); err == nil {
-				t.told(story.name, mechanismTrampoline, program)
+			if programs, err := t.place(hooked, []hook{h}, t.planTrampoline); err == nil {
+				t.told(story.name, mechanismTrampoline, programs...)
 				continue
 			}
 		}
