@@ -82,6 +82,8 @@ func (g *guest) run(ctx context.Context, suffix string) (said, console []byte, e
 		}
 	}
 	cmd := exec.CommandContext(ctx, qemu,
+		// One thread for all CPUs: with one for each, kernels panicked now and
+		// then, and it is no faster while there are as many guests as CPUs.
 		// cx16 is left out: with it 6.12 crashed now and then.
 		"-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-m", "1G", "-smp", "2",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
