@@ -17,8 +17,8 @@ import (
 // TestFlood sends SYNs that nobody follows up: what the kernel counts is what is
 // counted here, nothing is lost, and no request keeps a place.
 func TestFlood(t *testing.T) {
-	tr := share(t)
-	if !needs(t, StoryRefusals, StoryHalfOpen) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen) {
 		return
 	}
 	syns := 200_000
@@ -59,8 +59,8 @@ func TestFlood(t *testing.T) {
 
 // TestStorm opens connections in bursts that are longer than the queues.
 func TestStorm(t *testing.T) {
-	tr := share(t)
-	if !needs(t, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
 		return
 	}
 	connections := 20_000
@@ -164,11 +164,13 @@ func TestLifeLeavesNothing(t *testing.T) {
 		t.Log("told by the kernel guests")
 		return
 	}
-	if !needs(t, StoryStateSeconds, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
 		return
 	}
 	closeShared(t)
-	tr := openTracker(t, everything)
+	opts := everything
+	opts.Tier = tier()
+	tr := openTracker(t, opts)
 	for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
 		s := scenario.NewStage(t, family)
 		l := s.Listen(5)

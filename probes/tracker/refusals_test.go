@@ -68,8 +68,8 @@ func kernelCounts(ns *scenario.Namespace) audited {
 // TestFatesOfScenarios holds what became of each SYN and final ACK in all scenarios
 // against the kernel's own counters, and the requests against sock_diag.
 func TestFatesOfScenarios(t *testing.T) {
-	tr := share(t)
-	if !needs(t, StoryRefusals) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals) {
 		return
 	}
 	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
@@ -136,8 +136,8 @@ func socketsOf(ns *scenario.Namespace) map[string]int64 {
 
 // TestFates plays each reason to refuse, and each end of a request, at one listener.
 func TestFates(t *testing.T) {
-	tr := share(t)
-	if !needs(t, StoryRefusals) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals) {
 		return
 	}
 	type counts = map[string]uint64
