@@ -32,7 +32,7 @@ func main() {
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, as go test -count")
 	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
-	flag.DurationVar(&o.limit, "timeout", 15*time.Minute, "time that a guest may take")
+	flag.DurationVar(&o.limit, "timeout", 20*time.Minute, "time that a guest may take")
 	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
 	flag.Parse()
 
