@@ -33,7 +33,7 @@ func main() {
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, as go test -count")
 	flag.StringVar(&o.tier, "tier", "", "use at most this tier of the kernel, B (kprobes) or C (tracepoints)")
 	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
-	flag.DurationVar(&o.limit, "timeout", 15*time.Minute, "time that a guest may take")
+	flag.DurationVar(&o.limit, "timeout", 20*time.Minute, "time that a guest may take")
 	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
 	flag.Parse()
 
