@@ -33,7 +33,7 @@ var since = map[string]release{
 	tracker.StoryIgnoredACKs:       {6, 17},
 	tracker.StoryResetsSent:        {},
 	tracker.StoryResetsReceived:    {},
-	tracker.StoryRefusals:          {},
+	tracker.StoryRefusals:          {5, 12},
 	tracker.StoryHalfOpen:          {5, 12},
 	tracker.StoryTimeWait:          {5, 12},
 }
@@ -56,7 +56,7 @@ func told(name string) bool {
 	case tracker.StoryRefusals, tracker.StoryHalfOpen, tracker.StoryTimeWait:
 		return hooked() && r.here()
 	case tracker.StoryIgnoredACKs: // part of the refusals
-		return hooked() || r.here()
+		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
 	case tracker.StoryConnections, tracker.StoryAccepts:
 		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
 	}

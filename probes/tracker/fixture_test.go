@@ -45,9 +45,7 @@ func openTracker(tb testing.TB, opts Options) *Tracker {
 func share(tb testing.TB) *Tracker {
 	tb.Helper()
 	if shared == nil {
-		opts := everything
-		opts.Tier = TierC
-		tr, err := Open(opts)
+		tr, err := Open(everything)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -72,7 +70,8 @@ func closeShared(tb testing.TB) {
 	}
 }
 
-var everything = Options{Syscalls: true, StateSeconds: true, PerNamespace: true, Namespaces: 2000}
+// everything is what the tracepoints tell, which all kernels have.
+var everything = Options{Syscalls: true, StateSeconds: true, PerNamespace: true, Namespaces: 2000, Tier: TierC}
 
 // since is the kernel that each story needs, major and minor, with tracefs and
 // all rights, as README's table has it.

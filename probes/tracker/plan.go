@@ -156,6 +156,12 @@ func (t *Tracker) attachRefusals(spec *ebpf.CollectionSpec) {
 		t.untold(errNoHooks, StoryRefusals)
 		return
 	}
+	// Listeners are known by their cookies, which nobody else may have asked for.
+	var cookies *btf.Func
+	if err := t.kernel.TypeByName("bpf_get_socket_ptr_cookie", &cookies); err != nil {
+		t.untold(fmt.Errorf("needs Linux 5.12 or newer: %w", err), StoryRefusals)
+		return
+	}
 	indexes, err := enumerators(t.kernel, watched)
 	if err == nil {
 		err = spec.Variables["counter_index"].Set(indexes)
