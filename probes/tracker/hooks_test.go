@@ -5,8 +5,10 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"sockq/probes/scenario"
 )
@@ -97,4 +99,64 @@ func TestVerifierOfHooks(t *testing.T) {
 		}
 		t.Logf("%s %s %d", kernelSeries(t), nameOf(p), n)
 	}
+}
+
+// TestCostOfHooks says what hooks add to tracepoints in a connection's life, as the
+// kernel's run statistics have it, and sees that each SYN and final ACK runs its
+// programs once.
+func TestCostOfHooks(t *testing.T) {
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
+		return
+	}
+	closeShared(t)
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stats.Close()
+	const connections = 500
+	var costs []float64
+	for _, allowed := range []Tier{TierC, tier()} {
+		tr := openTracker(t, Options{Syscalls: true, Tier: allowed})
+		s := scenario.NewStage(t, scenario.IPv4)
+		l := s.Listen(5)
+		for range connections {
+			client := s.Connect(l.Addr())
+			server := l.Accept()
+			client.Close()
+			server.Close()
+		}
+		s.End()
+		var took time.Duration
+		runs := make(map[string]uint64)
+		for _, c := range tr.closers {
+			p, ok := c.(*ebpf.Program)
+			if !ok {
+				continue
+			}
+			stats, err := p.Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			took += stats.Runtime
+			runs[nameOf(p)] += stats.RunCount
+		}
+		if allowed != TierC {
+			for _, name := range []string{"syn_arrived", "syn_answered", "final_ack_arrived"} {
+				if allowed == TierB {
+					name += "_kprobe"
+				}
+				if n := runs[name]; n < connections || n > connections+connections/10 {
+					t.Errorf("%s ran %d times for %d connections: %v", name, n, connections, runs)
+				}
+			}
+		}
+		costs = append(costs, float64(took.Nanoseconds())/connections)
+		if err := tr.Close(); err != nil {
+			t.Error(err)
+		}
+		tr.closers, tr.maps = nil, nil
+	}
+	t.Logf("%s: tracepoints take %.0f ns a connection, with tier %s it is %.0f ns: %.2f times as much",
+		kernelSeries(t), costs[0], tier(), costs[1], costs[1]/costs[0])
 }
