@@ -417,7 +417,10 @@ func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (
 		if g.ConnectionsKnown != told(tracker.StoryConnections) || g.Connections != w.Connections {
 			add("%s took %d connections (known: %v), want %d", address, g.Connections, g.ConnectionsKnown, w.Connections)
 		}
-		if p.walk == nil { // nobody could tell that accepts are unseen
+		switch {
+		case p.ledger.knows.allAccepts:
+			w.AcceptsUnseen = false
+		case p.walk == nil: // nobody could tell that accepts are unseen
 			w.AcceptsUnseen = true
 		}
 		if !told(tracker.StorySynackRetransmits) {

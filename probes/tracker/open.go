@@ -405,6 +405,14 @@ func (t *Tracker) Tells(story string) bool {
 	return slices.ContainsFunc(t.stories, func(s Story) bool { return s.Name == story && s.Told() })
 }
 
+// TellsAllAccepts tells whether no accept goes by unseen: those by io_uring, and by
+// system calls of 32-bit programs, make no system call return that is watched.
+func (t *Tracker) TellsAllAccepts() bool {
+	return slices.ContainsFunc(t.stories, func(s Story) bool {
+		return s.Name == StoryAccepts && s.Mechanism == mechanismTrampoline
+	})
+}
+
 func (t *Tracker) attachResets(spec *ebpf.CollectionSpec) {
 	if arguments(t.kernel, "tcp_send_reset") >= 3 {
 		t.reasons = resetReasons(t.kernel)
