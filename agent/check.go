@@ -112,7 +112,7 @@ func explainProbe(p *probes.Probe, s *probes.Snapshot) (why, needs string) {
 	if other := missingProbe(s, missedBy(p.Reason)); other != nil {
 		return explainProbe(other, s)
 	}
-	if strings.Contains(p.Reason, "kprobe of ") { // there are some, but not where they are needed
+	if strings.Contains(p.Reason, "by kprobe: ") { // there are some, but not where they are needed
 		return p.Reason, "a sockq that knows the functions of this kernel"
 	}
 	return p.Reason, needs

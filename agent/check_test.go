@@ -45,7 +45,12 @@ func checked(release, tier, hooks string, missing map[string]string) *probes.Sna
 				p.Mechanism = source
 			case "audit":
 				p.Mechanism = "sock_diag"
-			case tracker.StoryBacklog, tracker.StoryUnroutable, tracker.StoryAccepts:
+			case tracker.StoryBacklog, tracker.StoryAccepts:
+				p.Mechanism = "tracepoint"
+				if hooks == "fentry" {
+					p.Mechanism = hooks
+				}
+			case tracker.StoryUnroutable:
 				p.Mechanism = "tracepoint"
 			case tracker.StoryRefusals, tracker.StoryIgnoredACKs, tracker.StoryHalfOpen, tracker.StoryTimeWait:
 				if hooks != "" {
@@ -83,9 +88,9 @@ func with(missing map[string]string, more ...string) map[string]string {
 func TestCheckTable(t *testing.T) {
 	const entry = "the own namespace only: enter network namespace /proc/thread-self/ns/net: operation not permitted: this needs CAP_SYS_ADMIN"
 	failed := checked("6.12.57+deb13-cloud-amd64", "A", "fentry", map[string]string{
-		tracker.StoryRefusals: "fentry of tcp_check_req: it has 7 arguments, which is new\nkprobe of tcp_conn_request: needs its return value",
+		tracker.StoryRefusals: "by fentry: tcp_check_req: it has 7 arguments, which is new\nby kprobe: tcp_conn_request: needs trampolines",
 		tracker.StoryHalfOpen: "needs refusals",
-		tracker.StoryTimeWait: "kprobe of inet_twsk_kill: " + strings.Repeat("a verifier that says more than fits into a line ", 5),
+		tracker.StoryTimeWait: "by kprobe: inet_twsk_kill: " + strings.Repeat("a verifier that says more than fits into a line ", 5),
 		"audit":               entry,
 	})
 	failed.Sources = []probes.SourceStatus{
@@ -109,10 +114,11 @@ func TestCheckTable(t *testing.T) {
 			tracker.StoryConnections, "needs the changes of state", tracker.StoryAccepts, "needs connections",
 			tracker.StoryBacklog, "load program: invalid argument: program of this type cannot use helper bpf_get_current_task_btf#158",
 			tracker.StoryUnroutable, "needs connects",
-			tracker.StoryHalfOpen, "kprobe of tcp_v4_reqsk_destructor: load program: invalid argument",
-			tracker.StoryTimeWait, "kprobe of inet_twsk_kill: load program: invalid argument",
+			tracker.StoryRefusals, "needs Linux 5.12 or newer: not found in type information",
+			tracker.StoryHalfOpen, "needs refusals", tracker.StoryIgnoredACKs, "needs Linux 6.17 or newer (drop reason TCP_LISTEN_OVERFLOW)",
+			tracker.StoryTimeWait, "by kprobe: inet_twsk_kill: load program: invalid argument",
 			"syn_queue", noWalk, "bound", "needs kernel 6.8 or newer, or BPF on 6.4 or newer",
-			"audit", "refusals only: the census itself is sock_diag's"))},
+			"audit", "the census itself is sock_diag's"))},
 		"strange": {snapshot: failed},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,11 +18,11 @@ var storyGroups = []struct {
 	{"Listeners", []story{
 		{name: "listeners", tells: "accept queues, and SYN queues where they can be read"},
 		{name: "syn_queue", tells: "SYN queues", since: "6.4"},
-		{name: tracker.StoryRefusals, tells: "why SYNs and final ACKs are refused", since: "5.10", needs: needsHooks},
-		{name: tracker.StoryIgnoredACKs, tells: "final ACKs that a full accept queue refused", since: "6.17", needs: "Linux 6.17 or newer, or " + needsHooks},
-		{name: tracker.StoryConnections, tells: "arrivals in accept queues, and the peak at each", since: "6.3", needs: "Linux 6.3 or newer, or 5.12 or newer with trampolines or kprobes"},
-		{name: tracker.StoryAccepts, tells: "accepts, and how long connections waited for them", since: "6.4", flag: "--tracker.syscalls"},
-		{name: tracker.StoryHalfOpen, tells: "how half-open connections end, and how long handshakes take", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, as stock kernels of distributions have them"},
+		{name: tracker.StoryRefusals, tells: "why SYNs and final ACKs are refused", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
+		{name: tracker.StoryIgnoredACKs, tells: "final ACKs that a full accept queue refused", since: "6.17", needs: "Linux 6.17 or newer, or 5.12 or newer with trampolines or kprobes"},
+		{name: tracker.StoryConnections, tells: "arrivals in accept queues, and the peak at each", since: "6.3", needs: "Linux 6.3 or newer, or 5.12 or newer with trampolines"},
+		{name: tracker.StoryAccepts, tells: "accepts, and how long connections waited for them", since: "6.4", needs: "Linux 6.4 or newer, or 5.12 or newer with trampolines", flag: "--tracker.syscalls"},
+		{name: tracker.StoryHalfOpen, tells: "how half-open connections end, and how long handshakes take", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
 		{name: tracker.StoryBacklog, tells: "what listen() asked for", since: "6.2", flag: "--tracker.syscalls"},
 		{name: tracker.StorySynackRetransmits, tells: "SYN-ACKs sent again", since: "5.12"},
 	}},
@@ -31,7 +31,7 @@ var storyGroups = []struct {
 		{name: "bound", tells: "sockets that are bound and not connected", since: "6.8", needs: "Linux 6.8 or newer, or 6.4 or newer with BPF"},
 		{name: tracker.StoryTransitions, tells: "each change of state", since: "5.10"},
 		{name: tracker.StoryStateSeconds, tells: "how long sockets stay in a state", since: "5.12", flag: "--states.seconds"},
-		{name: tracker.StoryTimeWait, tells: "the states of time-wait sockets", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, as stock kernels of distributions have them"},
+		{name: tracker.StoryTimeWait, tells: "the states of time-wait sockets", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
 		{name: tracker.StoryConnects, tells: "how long connect() takes, and why it fails", since: "5.12"},
 		{name: tracker.StoryUnroutable, tells: "connects without a route", since: "6.2", flag: "--tracker.syscalls"},
 		{name: tracker.StoryResetsSent, tells: "RSTs sent, and why", since: "5.10"},
@@ -42,8 +42,6 @@ var storyGroups = []struct {
 		{name: "audit", tells: "whether sockq counts as the kernel does", since: "6.4", flag: "--audit.budget above 0"},
 	}},
 }
-
-const needsHooks = "a kernel with trampolines or kprobes: stock kernels of distributions have them"
 
 // storyOf finds what is known of a probe, at least its name.
 func storyOf(name string) story {
@@ -59,8 +57,8 @@ func storyOf(name string) story {
 
 // tierMeans is what each tier of a kernel gives.
 var tierMeans = map[string]string{
-	string(tracker.TierA):    "sockq may attach to functions of the kernel by trampolines: it can see each refused SYN and why.",
-	string(tracker.TierB):    "sockq may attach to functions of the kernel by kprobes, which cost more than trampolines: it can see each refused SYN and why.",
+	string(tracker.TierA):    "sockq may attach to functions of the kernel by trampolines: from Linux 5.12 that shows each refused SYN, and why.",
+	string(tracker.TierB):    "sockq may attach to functions of the kernel by kprobes, which cost more than trampolines: from Linux 5.12 that shows each refused SYN, and why.",
 	string(tracker.TierC):    "sockq may attach to tracepoints only, not to functions of the kernel: it can see queues, states and most events, but not why a SYN was refused.",
 	string(tracker.TierNone): "sockq may not trace: it can see queues and states, but no events. What this kernel has besides is not known before sockq may try it.",
 }
@@ -81,7 +79,7 @@ var causes = []cause{
 	{says: "CONFIG_DEBUG_INFO_BTF", why: "the kernel shows no type information (BTF)",
 		gives: "a kernel with CONFIG_DEBUG_INFO_BTF=y: stock kernels of distributions have it"},
 	{says: "RLIMIT_MEMLOCK", why: "no right to lock enough memory for maps", gives: "root or CAP_SYS_RESOURCE, or Linux 5.11 or newer"},
-	{says: "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", why: "this kernel allows neither trampolines nor kprobes", gives: needsHooks},
+	{says: "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", why: "this kernel allows neither trampolines nor kprobes", gives: "a kernel with trampolines or kprobes: stock kernels of distributions have them"},
 	{says: "needs CONFIG_FTRACE_SYSCALLS", why: "this kernel does not trace system calls",
 		gives: "a kernel with CONFIG_FTRACE_SYSCALLS=y: stock kernels of distributions have it"},
 	{says: "open tracefs: mount it", why: "tracefs is not mounted, and no right to mount it",

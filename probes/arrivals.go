@@ -89,7 +89,7 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 			a.set.requested += int64(e.Backlog)
 			a.set.requests++
 		}
-		if s != nil && l.knows.accepts {
+		if s != nil && l.knows.accepts && !l.knows.allAccepts {
 			l.forgiven += a.balance(s, e, l.last)
 			a.set.unseen = a.set.unseen || a.unseen > 0
 		}

@@ -86,7 +86,7 @@ type set struct {
 }
 
 // knowledge is what the tracker can tell of listeners.
-type knowledge struct{ connections, accepts, retransmits, backlog, refusals, halfOpen bool }
+type knowledge struct{ connections, accepts, allAccepts, retransmits, backlog, refusals, halfOpen bool }
 
 // life is a socket from its making to its end, also while it does not listen
 // (shutdown), is bound to another device, or was missed by a sample.

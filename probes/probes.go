@@ -147,7 +147,7 @@ func Open(opts Options) (_ *Probes, err error) {
 	if p.tracked != nil {
 		p.ledger.knows = p.tracked.ofListeners()
 	}
-	if p.walk == nil && p.ledger.knows.accepts {
+	if p.walk == nil && p.ledger.knows.accepts && !p.ledger.knows.allAccepts {
 		// What sock_diag says of the queues may be a second old.
 		p.ledger.knows.accepts = false
 		i := slices.IndexFunc(p.fixed, func(p Probe) bool { return p.Name == tracker.StoryAccepts })

@@ -55,6 +55,7 @@ func (t *tracked) ofListeners() knowledge {
 	return knowledge{
 		connections: t.tracker.Tells(tracker.StoryConnections),
 		accepts:     t.tracker.Tells(tracker.StoryAccepts),
+		allAccepts:  t.tracker.TellsAllAccepts(),
 		retransmits: t.tracker.Tells(tracker.StorySynackRetransmits),
 		backlog:     t.tracker.Tells(tracker.StoryBacklog),
 		refusals:    t.refused,

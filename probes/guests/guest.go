@@ -19,6 +19,7 @@ const qemu = "qemu-system-x86_64"
 // guest is one virtual machine.
 type guest struct {
 	boot
+	tier     string // that the tests use at most
 	tests    []string
 	flags    []string          // for each test binary
 	binaries map[string]string // files of this machine by their names in the guest
@@ -81,13 +82,19 @@ func (g *guest) run(ctx context.Context, suffix string) (said, console []byte, e
 			return nil, nil, err
 		}
 	}
+	arguments := "console=ttyS0 panic=-1 oops=panic quiet"
+	if g.tier != "" {
+		arguments += " SOCKQ_TEST_TIER=" + g.tier
+	}
 	cmd := exec.CommandContext(ctx, qemu,
+		// One thread for all CPUs: with one for each, kernels panicked now and
+		// then, and it is no faster while there are as many guests as CPUs.
 		// cx16 is left out: with it 6.12 crashed now and then.
 		"-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-m", "1G", "-smp", "2",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-serial", "file:"+consoleLog, "-serial", "file:"+testLog,
 		"-kernel", g.file("vmlinuz"), "-initrd", g.initrd,
-		"-append", "console=ttyS0 panic=-1 oops=panic quiet",
+		"-append", arguments,
 	)
 	out, err := cmd.CombinedOutput()
 	switch {

@@ -31,8 +31,9 @@ func main() {
 	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, as go test -count")
+	flag.StringVar(&o.tier, "tier", "", "use at most this tier of the kernel, B (kprobes) or C (tracepoints)")
 	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
-	flag.DurationVar(&o.limit, "timeout", 15*time.Minute, "time that a guest may take")
+	flag.DurationVar(&o.limit, "timeout", 20*time.Minute, "time that a guest may take")
 	flag.StringVar(&o.cache, "cache", "", "directory of the kernels and the logs (default: sockq-kernels in the user's cache directory)")
 	flag.Parse()
 
@@ -52,10 +53,10 @@ func main() {
 var rooms = []string{"sockdiag", "netns", "scenario", "census", "tracker", "probes"}
 
 type options struct {
-	only, tests, run string
-	count, parallel  int
-	limit            time.Duration
-	cache            string
+	only, tests, run, tier string
+	count, parallel        int
+	limit                  time.Duration
+	cache                  string
 }
 
 // test tells whether all tests passed on all kernels.
@@ -105,7 +106,7 @@ func (o *options) test(ctx context.Context) (bool, error) {
 		running.Go(func() {
 			defer func() { <-places }()
 			g := guest{
-				boot: b, tests: tests, binaries: binaries, limit: o.limit,
+				boot: b, tier: o.tier, tests: tests, binaries: binaries, limit: o.limit,
 				initrd: filepath.Join(work, b.series+".initrd"), log: filepath.Join(logs, b.series),
 			}
 			g.flags = []string{fmt.Sprintf("-test.count=%d", o.count)}

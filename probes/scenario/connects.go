@@ -3,6 +3,7 @@ package scenario
 import (
 	"errors"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,10 +56,18 @@ var connects = []Scenario{
 			}
 			// A connect() that waits tells the error, too.
 			client := s.Socket().Bind(s.Next())
-			end := client.wait(s.Peer().Addr(80))
-			s.Peer().claim(client).Unreachable(host)
-			if err := end(); !errors.Is(err, unix.EHOSTUNREACH) {
-				s.Fatalf("connect: %v, want %v", err, unix.EHOSTUNREACH)
+			result := client.wait(s.Peer().Addr(80))
+			router := s.Peer().claim(client)
+			for waits := true; waits; {
+				router.Unreachable(host) // for nothing where connect() is not yet asleep (LockDroppedIcmps)
+				select {
+				case err := <-result:
+					waits = false
+					if !errors.Is(err, unix.EHOSTUNREACH) {
+						s.Fatalf("connect: %v, want %v", err, unix.EHOSTUNREACH)
+					}
+				case <-time.After(200 * time.Millisecond):
+				}
 			}
 			client.Close()
 			want := Expect{Happened: new(Happened).
@@ -157,14 +166,14 @@ func timesOut(s *Stage, k *Socket) {
 	s.Check(want)
 }
 
-// wait calls connect(2) on another thread, which waits for an answer. The
-// function that it returns waits for the thread and returns connect's error.
-func (k *Socket) wait(to netip.AddrPort) (end func() error) {
+// wait calls connect(2) on another thread, which waits for an answer. What it
+// returns gets connect's error.
+func (k *Socket) wait(to netip.AddrPort) <-chan error {
 	k.s.Helper()
 	if err := unix.SetNonblock(k.fd, false); err != nil {
 		k.s.Fatalf("let socket block: %v", err)
 	}
 	result := make(chan error, 1)
 	go func() { result <- unix.Connect(k.fd, sockaddr(to)) }()
-	return func() error { return <-result }
+	return result
 }

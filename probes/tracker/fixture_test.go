@@ -1,15 +1,15 @@
 package tracker
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"sockq/probes/scenario"
@@ -24,10 +24,11 @@ func TestMain(m *testing.M) {
 }
 
 // Other programs of the machine have connections, too: tests look at namespaces
-// and listeners of their own only.
+// and listeners of their own only. Unless it is said otherwise the tracepoints are
+// tested, which all kernels have.
 func openTracker(tb testing.TB, opts Options) *Tracker {
 	tb.Helper()
-	opts.Tier = tier()
+	opts.Tier = cmp.Or(opts.Tier, TierC)
 	tr, err := Open(opts)
 	if err != nil {
 		tb.Fatal(err)
@@ -44,9 +45,7 @@ func openTracker(tb testing.TB, opts Options) *Tracker {
 func share(tb testing.TB) *Tracker {
 	tb.Helper()
 	if shared == nil {
-		opts := everything
-		opts.Tier = tier()
-		tr, err := Open(opts)
+		tr, err := Open(everything)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -60,16 +59,19 @@ var shared *Tracker
 // closeShared leaves the machine without a tracker of ours.
 func closeShared(tb testing.TB) {
 	tb.Helper()
-	if shared == nil {
-		return
+	for _, tr := range []**Tracker{&shared, &sharedHooks} {
+		if *tr == nil {
+			continue
+		}
+		if err := (*tr).Close(); err != nil {
+			tb.Fatal(err)
+		}
+		*tr = nil
 	}
-	if err := shared.Close(); err != nil {
-		tb.Fatal(err)
-	}
-	shared = nil
 }
 
-var everything = Options{Syscalls: true, StateSeconds: true, PerNamespace: true, Namespaces: 2000}
+// everything is what the tracepoints tell, which all kernels have.
+var everything = Options{Syscalls: true, StateSeconds: true, PerNamespace: true, Namespaces: 2000, Tier: TierC}
 
 // since is the kernel that each story needs, major and minor, with tracefs and
 // all rights, as README's table has it.
@@ -79,76 +81,28 @@ var since = map[string][2]int{
 	StoryBacklog: {6, 2}, StoryUnroutable: {6, 2},
 	StoryConnections: {6, 3}, StoryAccepts: {6, 3},
 	StoryIgnoredACKs: {6, 17},
-	StoryRefusals:    {}, StoryHalfOpen: {5, 12}, StoryTimeWait: {5, 12},
 }
 
-// hookStories need trampolines or kprobes.
-var hookStories = []string{StoryRefusals, StoryHalfOpen, StoryTimeWait}
-
-// tier is what this kernel allows, or what the tests are to use at most.
-var tier = sync.OnceValue(func() Tier {
-	allowed, err := FindTier("/sys")
-	if err != nil {
-		panic(err)
-	}
-	return max(allowed, Tier(os.Getenv("SOCKQ_TEST_TIER")))
-})
-
-func hooked() bool { return tier() == TierA || tier() == TierB }
-
-// owed tells whether this kernel owes us a story.
+// owed tells whether this kernel owes us a story, by tracepoints.
 func owed(story string) bool {
-	switch {
-	case slices.Contains(hookStories, story) && !hooked():
-		return false
-	case story == StoryIgnoredACKs && hooked(): // part of the refusals
-		return true
-	case (story == StoryConnections || story == StoryAccepts) && tier() == TierA:
-		return scenario.KernelAtLeast(5, 12)
-	}
-	return scenario.KernelAtLeast(since[story][0], since[story][1])
-}
-
-// inside tells whether a story is told by hooks that others tell by tracepoints.
-func inside(story string) bool {
-	switch story {
-	case StoryAccepts:
-		return tier() == TierA
-	case StoryBacklog: // __sys_listen_socket
-		return tier() == TierA && scenario.KernelAtLeast(6, 10)
-	case StoryConnections: // sk_data_ready is a tracepoint since
-		return tier() == TierA && !scenario.KernelAtLeast(6, 3)
-	}
-	return false
+	return !slices.Contains(hookStories, story) && scenario.KernelAtLeast(since[story][0], since[story][1])
 }
 
 // programsOwed is how many programs a tracker of everything attaches, those to
 // returns of system calls apart.
-func programsOwed(tr *Tracker) (events, returns int) {
+func programsOwed() (events, returns int) {
 	events = 4 // changes of state, ends of sockets, RSTs of both directions
 	if owed(StoryStateSeconds) {
 		events++ // changes of state again
 	}
 	for _, story := range []string{StorySynackRetransmits, StoryConnections, StoryIgnoredACKs} {
-		if owed(story) && !(story == StoryIgnoredACKs && hooked()) {
+		if owed(story) {
 			events++
 		}
 	}
 	for story, calls := range map[string]int{StoryAccepts: 2, StoryBacklog: 1, StoryUnroutable: 1} {
-		switch {
-		case !owed(story):
-		case inside(story):
-			events++
-		default:
+		if owed(story) {
 			returns += calls
-		}
-	}
-	if inside(StoryConnections) && owed(StoryConnections) {
-		events++ // it takes two
-	}
-	for _, s := range tr.Stories() {
-		if slices.Contains(hookStories, s.Name) {
-			events += len(s.Programs)
 		}
 	}
 	return events, returns
@@ -250,12 +204,11 @@ func count(n *Namespace, from, to tcpstate.State) uint64 {
 	return n.Transitions[i]
 }
 
-// edges are the transitions that happened, by name; those of mini-sockets apart,
-// which TestFatesOfScenarios is about.
+// edges are the transitions that happened, by name.
 func edges(n *Namespace) map[string]uint64 {
 	m := make(map[string]uint64)
 	for i, count := range n.Transitions {
-		if count != 0 && tcpstate.Transitions[i].Sight == tcpstate.Reported {
+		if count != 0 {
 			m[tcpstate.Transitions[i].String()] = count
 		}
 	}
@@ -290,7 +243,7 @@ func failures(n *Namespace) map[string]uint64 {
 func become[T any](tb testing.TB, what string, want T, got func() T) {
 	tb.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		difference := cmp.Diff(want, got())
+		difference := gocmp.Diff(want, got())
 		if difference == "" {
 			return
 		}

@@ -16,29 +16,40 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	halfOpenMapCpus                 = "cpus"
-	halfOpenMapFreeSlots            = "free_slots"
-	halfOpenMapLastSlots            = "last_slots"
-	halfOpenMapListeners            = "listeners"
-	halfOpenMapLost                 = "lost"
-	halfOpenMapNamespaces           = "namespaces"
-	halfOpenMapSlots                = "slots"
-	halfOpenMapSockets              = "sockets"
-	halfOpenMapStateSeconds         = "state_seconds"
-	halfOpenProgConnectionAbandoned = "connection_abandoned"
-	halfOpenProgRequestBegan2       = "request_began_2"
-	halfOpenProgRequestBegan3       = "request_began_3"
-	halfOpenProgRequestBeganVoid    = "request_began_void"
-	halfOpenProgRequestCloned       = "request_cloned"
-	halfOpenProgRequestCompleted    = "request_completed"
-	halfOpenProgRequestEnded        = "request_ended"
-	halfOpenProgRequestTimerFired   = "request_timer_fired"
-	halfOpenProgSocketAborted       = "socket_aborted"
-	halfOpenVarObserved             = "observed"
-	halfOpenVarPerNamespace         = "per_namespace"
-	halfOpenVarRequestBeginsEdge    = "request_begins_edge"
-	halfOpenVarRequestCompletesEdge = "request_completes_edge"
-	halfOpenVarRequestEndsEdge      = "request_ends_edge"
+	halfOpenMapCpus                         = "cpus"
+	halfOpenMapFreeSlots                    = "free_slots"
+	halfOpenMapLastSlots                    = "last_slots"
+	halfOpenMapListeners                    = "listeners"
+	halfOpenMapLost                         = "lost"
+	halfOpenMapNamespaces                   = "namespaces"
+	halfOpenMapPendings                     = "pendings"
+	halfOpenMapSlots                        = "slots"
+	halfOpenMapSockets                      = "sockets"
+	halfOpenMapStateSeconds                 = "state_seconds"
+	halfOpenProgConnectionAbandoned         = "connection_abandoned"
+	halfOpenProgConnectionAbandonedKprobe   = "connection_abandoned_kprobe"
+	halfOpenProgRequestBegan2               = "request_began_2"
+	halfOpenProgRequestBegan3               = "request_began_3"
+	halfOpenProgRequestBeganEntryKprobe     = "request_began_entry_kprobe"
+	halfOpenProgRequestBeganKprobe          = "request_began_kprobe"
+	halfOpenProgRequestBeganVoid            = "request_began_void"
+	halfOpenProgRequestCloned               = "request_cloned"
+	halfOpenProgRequestClonedEntryKprobe    = "request_cloned_entry_kprobe"
+	halfOpenProgRequestClonedKprobe         = "request_cloned_kprobe"
+	halfOpenProgRequestCompleted            = "request_completed"
+	halfOpenProgRequestCompletedEntryKprobe = "request_completed_entry_kprobe"
+	halfOpenProgRequestCompletedKprobe      = "request_completed_kprobe"
+	halfOpenProgRequestEnded                = "request_ended"
+	halfOpenProgRequestEndedKprobe          = "request_ended_kprobe"
+	halfOpenProgRequestTimerFired           = "request_timer_fired"
+	halfOpenProgRequestTimerFiredKprobe     = "request_timer_fired_kprobe"
+	halfOpenProgSocketAborted               = "socket_aborted"
+	halfOpenProgSocketAbortedKprobe         = "socket_aborted_kprobe"
+	halfOpenVarObserved                     = "observed"
+	halfOpenVarPerNamespace                 = "per_namespace"
+	halfOpenVarRequestBeginsEdge            = "request_begins_edge"
+	halfOpenVarRequestCompletesEdge         = "request_completes_edge"
+	halfOpenVarRequestEndsEdge              = "request_ends_edge"
 )
 
 // loadHalfOpen returns the embedded CollectionSpec for halfOpen.
@@ -83,15 +94,25 @@ type halfOpenSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfOpenProgramSpecs struct {
-	ConnectionAbandoned *ebpf.ProgramSpec `ebpf:"connection_abandoned"`
-	RequestBegan2       *ebpf.ProgramSpec `ebpf:"request_began_2"`
-	RequestBegan3       *ebpf.ProgramSpec `ebpf:"request_began_3"`
-	RequestBeganVoid    *ebpf.ProgramSpec `ebpf:"request_began_void"`
-	RequestCloned       *ebpf.ProgramSpec `ebpf:"request_cloned"`
-	RequestCompleted    *ebpf.ProgramSpec `ebpf:"request_completed"`
-	RequestEnded        *ebpf.ProgramSpec `ebpf:"request_ended"`
-	RequestTimerFired   *ebpf.ProgramSpec `ebpf:"request_timer_fired"`
-	SocketAborted       *ebpf.ProgramSpec `ebpf:"socket_aborted"`
+	ConnectionAbandoned         *ebpf.ProgramSpec `ebpf:"connection_abandoned"`
+	ConnectionAbandonedKprobe   *ebpf.ProgramSpec `ebpf:"connection_abandoned_kprobe"`
+	RequestBegan2               *ebpf.ProgramSpec `ebpf:"request_began_2"`
+	RequestBegan3               *ebpf.ProgramSpec `ebpf:"request_began_3"`
+	RequestBeganEntryKprobe     *ebpf.ProgramSpec `ebpf:"request_began_entry_kprobe"`
+	RequestBeganKprobe          *ebpf.ProgramSpec `ebpf:"request_began_kprobe"`
+	RequestBeganVoid            *ebpf.ProgramSpec `ebpf:"request_began_void"`
+	RequestCloned               *ebpf.ProgramSpec `ebpf:"request_cloned"`
+	RequestClonedEntryKprobe    *ebpf.ProgramSpec `ebpf:"request_cloned_entry_kprobe"`
+	RequestClonedKprobe         *ebpf.ProgramSpec `ebpf:"request_cloned_kprobe"`
+	RequestCompleted            *ebpf.ProgramSpec `ebpf:"request_completed"`
+	RequestCompletedEntryKprobe *ebpf.ProgramSpec `ebpf:"request_completed_entry_kprobe"`
+	RequestCompletedKprobe      *ebpf.ProgramSpec `ebpf:"request_completed_kprobe"`
+	RequestEnded                *ebpf.ProgramSpec `ebpf:"request_ended"`
+	RequestEndedKprobe          *ebpf.ProgramSpec `ebpf:"request_ended_kprobe"`
+	RequestTimerFired           *ebpf.ProgramSpec `ebpf:"request_timer_fired"`
+	RequestTimerFiredKprobe     *ebpf.ProgramSpec `ebpf:"request_timer_fired_kprobe"`
+	SocketAborted               *ebpf.ProgramSpec `ebpf:"socket_aborted"`
+	SocketAbortedKprobe         *ebpf.ProgramSpec `ebpf:"socket_aborted_kprobe"`
 }
 
 // halfOpenMapSpecs contains maps before they are loaded into the kernel.
@@ -104,6 +125,7 @@ type halfOpenMapSpecs struct {
 	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
 	Lost         *ebpf.MapSpec `ebpf:"lost"`
 	Namespaces   *ebpf.MapSpec `ebpf:"namespaces"`
+	Pendings     *ebpf.MapSpec `ebpf:"pendings"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	StateSeconds *ebpf.MapSpec `ebpf:"state_seconds"`
@@ -146,6 +168,7 @@ type halfOpenMaps struct {
 	Listeners    *ebpf.Map `ebpf:"listeners"`
 	Lost         *ebpf.Map `ebpf:"lost"`
 	Namespaces   *ebpf.Map `ebpf:"namespaces"`
+	Pendings     *ebpf.Map `ebpf:"pendings"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	StateSeconds *ebpf.Map `ebpf:"state_seconds"`
@@ -159,6 +182,7 @@ func (m *halfOpenMaps) Close() error {
 		m.Listeners,
 		m.Lost,
 		m.Namespaces,
+		m.Pendings,
 		m.Slots,
 		m.Sockets,
 		m.StateSeconds,
@@ -180,28 +204,48 @@ type halfOpenVariables struct {
 //
 // It can be passed to loadHalfOpenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfOpenPrograms struct {
-	ConnectionAbandoned *ebpf.Program `ebpf:"connection_abandoned"`
-	RequestBegan2       *ebpf.Program `ebpf:"request_began_2"`
-	RequestBegan3       *ebpf.Program `ebpf:"request_began_3"`
-	RequestBeganVoid    *ebpf.Program `ebpf:"request_began_void"`
-	RequestCloned       *ebpf.Program `ebpf:"request_cloned"`
-	RequestCompleted    *ebpf.Program `ebpf:"request_completed"`
-	RequestEnded        *ebpf.Program `ebpf:"request_ended"`
-	RequestTimerFired   *ebpf.Program `ebpf:"request_timer_fired"`
-	SocketAborted       *ebpf.Program `ebpf:"socket_aborted"`
+	ConnectionAbandoned         *ebpf.Program `ebpf:"connection_abandoned"`
+	ConnectionAbandonedKprobe   *ebpf.Program `ebpf:"connection_abandoned_kprobe"`
+	RequestBegan2               *ebpf.Program `ebpf:"request_began_2"`
+	RequestBegan3               *ebpf.Program `ebpf:"request_began_3"`
+	RequestBeganEntryKprobe     *ebpf.Program `ebpf:"request_began_entry_kprobe"`
+	RequestBeganKprobe          *ebpf.Program `ebpf:"request_began_kprobe"`
+	RequestBeganVoid            *ebpf.Program `ebpf:"request_began_void"`
+	RequestCloned               *ebpf.Program `ebpf:"request_cloned"`
+	RequestClonedEntryKprobe    *ebpf.Program `ebpf:"request_cloned_entry_kprobe"`
+	RequestClonedKprobe         *ebpf.Program `ebpf:"request_cloned_kprobe"`
+	RequestCompleted            *ebpf.Program `ebpf:"request_completed"`
+	RequestCompletedEntryKprobe *ebpf.Program `ebpf:"request_completed_entry_kprobe"`
+	RequestCompletedKprobe      *ebpf.Program `ebpf:"request_completed_kprobe"`
+	RequestEnded                *ebpf.Program `ebpf:"request_ended"`
+	RequestEndedKprobe          *ebpf.Program `ebpf:"request_ended_kprobe"`
+	RequestTimerFired           *ebpf.Program `ebpf:"request_timer_fired"`
+	RequestTimerFiredKprobe     *ebpf.Program `ebpf:"request_timer_fired_kprobe"`
+	SocketAborted               *ebpf.Program `ebpf:"socket_aborted"`
+	SocketAbortedKprobe         *ebpf.Program `ebpf:"socket_aborted_kprobe"`
 }
 
 func (p *halfOpenPrograms) Close() error {
 	return _HalfOpenClose(
 		p.ConnectionAbandoned,
+		p.ConnectionAbandonedKprobe,
 		p.RequestBegan2,
 		p.RequestBegan3,
+		p.RequestBeganEntryKprobe,
+		p.RequestBeganKprobe,
 		p.RequestBeganVoid,
 		p.RequestCloned,
+		p.RequestClonedEntryKprobe,
+		p.RequestClonedKprobe,
 		p.RequestCompleted,
+		p.RequestCompletedEntryKprobe,
+		p.RequestCompletedKprobe,
 		p.RequestEnded,
+		p.RequestEndedKprobe,
 		p.RequestTimerFired,
+		p.RequestTimerFiredKprobe,
 		p.SocketAborted,
+		p.SocketAbortedKprobe,
 	)
 }
 

@@ -240,12 +240,13 @@ func (t *Tracker) newMaps(s specs) error {
 
 // load loads one program of a collection with the shared maps.
 func (t *Tracker) load(spec *ebpf.CollectionSpec, name string) (*ebpf.Program, error) {
+	loaded, err := t.loadAll(spec, map[string]*ebpf.ProgramSpec{name: spec.Programs[name]})
+	return loaded[name], err
+}
+
+func (t *Tracker) loadAll(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec) (map[string]*ebpf.Program, error) {
 	spec = spec.Copy()
-	for other := range spec.Programs {
-		if other != name {
-			delete(spec.Programs, other)
-		}
-	}
+	spec.Programs = programs
 	shared := make(map[string]*ebpf.Map)
 	for name := range spec.Maps {
 		if m := t.maps[name]; m != nil {
@@ -258,9 +259,12 @@ func (t *Tracker) load(spec *ebpf.CollectionSpec, name string) (*ebpf.Program, e
 		return nil, err
 	}
 	defer collection.Close()
-	program := collection.DetachProgram(name)
-	t.closers = append(t.closers, program)
-	return program, nil
+	loaded := make(map[string]*ebpf.Program)
+	for name := range programs {
+		loaded[name] = collection.DetachProgram(name)
+		t.closers = append(t.closers, loaded[name])
+	}
+	return loaded, nil
 }
 
 // attach loads one program and attaches it to the tracepoint of its section.
@@ -399,6 +403,14 @@ func (t *Tracker) attachArrivals(spec, hooked *ebpf.CollectionSpec) {
 // Tells tells whether a story is told.
 func (t *Tracker) Tells(story string) bool {
 	return slices.ContainsFunc(t.stories, func(s Story) bool { return s.Name == story && s.Told() })
+}
+
+// TellsAllAccepts tells whether no accept goes by unseen: those by io_uring, and by
+// system calls of 32-bit programs, make no system call return that is watched.
+func (t *Tracker) TellsAllAccepts() bool {
+	return slices.ContainsFunc(t.stories, func(s Story) bool {
+		return s.Name == StoryAccepts && s.Mechanism == mechanismTrampoline
+	})
 }
 
 func (t *Tracker) attachResets(spec *ebpf.CollectionSpec) {

@@ -19,7 +19,8 @@ type hook struct {
 	returns  bool
 	// program is its name; with the number of the function's arguments ("_3")
 	// where that is not the same on all kernels, or "_void" where the function
-	// returns nothing; at a kprobe with "_kprobe".
+	// returns nothing; at a kprobe with "_kprobe", and with "_entry_kprobe" for
+	// one at the entry that keeps what the one at the return has to know.
 	program  string
 	optional bool // the story is told without it
 }
@@ -29,34 +30,23 @@ type hook struct {
 func (t *Tracker) attachHooks(story string, spec *ebpf.CollectionSpec, hooks []hook) {
 	var refused []error
 	for _, mechanism := range []struct {
-		name   string
-		tiers  []Tier
-		attach func(*ebpf.CollectionSpec, hook) (*ebpf.Program, error)
+		name  string
+		tiers []Tier
+		plan  func(*ebpf.CollectionSpec, hook) ([]placement, error)
 	}{
-		{mechanismTrampoline, []Tier{TierA}, t.attachTrampoline},
-		{mechanismKprobe, []Tier{TierA, TierB}, t.attachKprobe},
+		{mechanismTrampoline, []Tier{TierA}, t.planTrampoline},
+		{mechanismKprobe, []Tier{TierA, TierB}, t.planKprobe},
 	} {
 		if !slices.Contains(mechanism.tiers, t.tier) {
 			continue
 		}
 		before := len(t.closers)
-		var programs []*ebpf.Program
-		var failed error
-		for _, h := range hooks {
-			program, err := mechanism.attach(spec, h)
-			if err != nil && !h.optional {
-				failed = fmt.Errorf("%s of %s: %w", mechanism.name, h.function, err)
-				break
-			}
-			if program != nil {
-				programs = append(programs, program)
-			}
-		}
-		if failed == nil {
+		programs, err := t.place(spec, hooks, mechanism.plan)
+		if err == nil {
 			t.told(story, mechanism.name, programs...)
 			return
 		}
-		refused = append(refused, failed)
+		refused = append(refused, fmt.Errorf("by %s: %w", mechanism.name, err))
 		for _, c := range slices.Backward(t.closers[before:]) {
 			refused = append(refused, c.Close())
 		}
@@ -68,9 +58,50 @@ func (t *Tracker) attachHooks(story string, spec *ebpf.CollectionSpec, hooks []h
 	t.untold(errors.Join(refused...), story)
 }
 
+// placement is a program of the spec at a function.
+type placement struct {
+	program, function string
+	attach            func(*ebpf.Program) (link.Link, error)
+}
+
+// place loads what the hooks need at once, which is much cheaper than one after the
+// other, and attaches it.
+func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf.CollectionSpec, hook) ([]placement, error)) ([]*ebpf.Program, error) {
+	var placements []placement
+	for _, h := range hooks {
+		planned, err := plan(spec, h)
+		if err != nil && !h.optional {
+			return nil, fmt.Errorf("%s: %w", h.function, err)
+		}
+		placements = append(placements, planned...)
+	}
+	at := make(map[string]*ebpf.ProgramSpec)
+	name := func(p placement) string { return p.program + " at " + p.function }
+	for _, p := range placements {
+		copied := spec.Programs[p.program].Copy()
+		copied.AttachTo = p.function
+		at[name(p)] = copied
+	}
+	loaded, err := t.loadAll(spec, at)
+	if err != nil {
+		return nil, err
+	}
+	var programs []*ebpf.Program
+	for _, p := range placements {
+		program := loaded[name(p)]
+		attached, err := p.attach(program)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.function, err)
+		}
+		t.closers = append(t.closers, attached)
+		programs = append(programs, program)
+	}
+	return programs, nil
+}
+
 var errNoHooks = errors.New("needs trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) or kprobes (CONFIG_KPROBE_EVENTS), which this kernel does not allow")
 
-func (t *Tracker) attachTrampoline(spec *ebpf.CollectionSpec, h hook) (*ebpf.Program, error) {
+func (t *Tracker) planTrampoline(spec *ebpf.CollectionSpec, h hook) ([]placement, error) {
 	var function *btf.Func
 	if err := t.kernel.TypeByName(h.function, &function); err != nil {
 		return nil, fmt.Errorf("the kernel has no such function: %w", err)
@@ -87,42 +118,27 @@ func (t *Tracker) attachTrampoline(spec *ebpf.CollectionSpec, h hook) (*ebpf.Pro
 	if i < 0 {
 		return nil, fmt.Errorf("it has %d arguments, which is new", len(proto.Params))
 	}
-	program, err := t.loadAt(spec, names[i], h.function)
-	if err != nil {
-		return nil, err
-	}
-	return program, t.keep(link.AttachTracing(link.TracingOptions{Program: program}))
+	return []placement{{names[i], h.function, func(p *ebpf.Program) (link.Link, error) {
+		return link.AttachTracing(link.TracingOptions{Program: p})
+	}}}, nil
 }
 
-func (t *Tracker) attachKprobe(spec *ebpf.CollectionSpec, h hook) (*ebpf.Program, error) {
-	name := h.program + "_kprobe"
-	if spec.Programs[name] == nil {
-		return nil, errors.New("needs its return value")
+func (t *Tracker) planKprobe(spec *ebpf.CollectionSpec, h hook) (planned []placement, err error) {
+	var function *btf.Func
+	if err := t.kernel.TypeByName(h.function, &function); err != nil {
+		return nil, fmt.Errorf("the kernel has no such function: %w", err)
 	}
-	program, err := t.loadAt(spec, name, h.function)
-	if err != nil {
-		return nil, err
+	if spec.Programs[h.program+"_kprobe"] == nil {
+		return nil, errors.New("needs trampolines")
 	}
-	attach := link.Kprobe
+	entry := func(p *ebpf.Program) (link.Link, error) { return link.Kprobe(h.function, p, nil) }
+	if name := h.program + "_entry_kprobe"; spec.Programs[name] != nil {
+		planned = append(planned, placement{name, h.function, entry})
+	}
 	if h.returns {
-		attach = link.Kretprobe
+		entry = func(p *ebpf.Program) (link.Link, error) { return link.Kretprobe(h.function, p, nil) }
 	}
-	return program, t.keep(attach(h.function, program, nil))
-}
-
-// loadAt loads a program for a function other than its section's.
-func (t *Tracker) loadAt(spec *ebpf.CollectionSpec, name, function string) (*ebpf.Program, error) {
-	spec = spec.Copy()
-	spec.Programs[name].AttachTo = function
-	return t.load(spec, name)
-}
-
-func (t *Tracker) keep(attached link.Link, err error) error {
-	if err != nil {
-		return err
-	}
-	t.closers = append(t.closers, attached)
-	return nil
+	return append(planned, placement{h.program + "_kprobe", h.function, entry}), nil
 }
 
 // both are the hooks at the entry and at the return of a function.
@@ -138,6 +154,12 @@ var watched = []string{
 func (t *Tracker) attachRefusals(spec *ebpf.CollectionSpec) {
 	if t.tier != TierA && t.tier != TierB {
 		t.untold(errNoHooks, StoryRefusals)
+		return
+	}
+	// Listeners are known by their cookies, which nobody else may have asked for.
+	var cookies *btf.Func
+	if err := t.kernel.TypeByName("bpf_get_socket_ptr_cookie", &cookies); err != nil {
+		t.untold(fmt.Errorf("needs Linux 5.12 or newer: %w", err), StoryRefusals)
 		return
 	}
 	indexes, err := enumerators(t.kernel, watched)

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sockq/probes/scenario"
 	"sockq/probes/tcpstate"
 )
@@ -66,8 +68,8 @@ func kernelCounts(ns *scenario.Namespace) audited {
 // TestFatesOfScenarios holds what became of each SYN and final ACK in all scenarios
 // against the kernel's own counters, and the requests against sock_diag.
 func TestFatesOfScenarios(t *testing.T) {
-	tr := share(t)
-	if !needs(t, StoryRefusals) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals) {
 		return
 	}
 	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
@@ -134,8 +136,8 @@ func socketsOf(ns *scenario.Namespace) map[string]int64 {
 
 // TestFates plays each reason to refuse, and each end of a request, at one listener.
 func TestFates(t *testing.T) {
-	tr := share(t)
-	if !needs(t, StoryRefusals) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals) {
 		return
 	}
 	type counts = map[string]uint64
@@ -231,6 +233,23 @@ func TestFates(t *testing.T) {
 			},
 			ended: counts{"listener_closed": 1},
 		},
+		"migrated": { // from 5.14
+			play: func(s *scenario.Stage) {
+				s.NS.Sysctl("net.ipv4.tcp_migrate_req", "1")
+				at := s.Next()
+				member := func() *scenario.Socket {
+					return s.Socket().Option(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1).Bind(at).Listen(5)
+				}
+				first := member()
+				c := s.Peer().SYN(at)
+				c.AwaitSYNACK()
+				second := member()
+				first.Close()
+				c.ACK()
+				second.Accept()
+			},
+			ended: counts{"migrated": 1, "completed": 1},
+		},
 		"abandoned": {
 			play: func(s *scenario.Stage) {
 				l := s.Listen(5)
@@ -241,6 +260,9 @@ func TestFates(t *testing.T) {
 			ended: counts{"completed": 2}, abandoned: 2,
 		},
 	} {
+		if name == "migrated" && !scenario.KernelAtLeast(5, 14) {
+			continue
+		}
 		for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
 			t.Run(name+"/"+family.String(), func(t *testing.T) {
 				s := scenario.NewStage(t, family)

@@ -155,6 +155,63 @@ func TestStateSeconds(t *testing.T) {
 	}
 }
 
+// What a mini-socket stands for takes as long as it does: a request is SYN_RECV, and
+// an orphan that closed first is in FIN_WAIT2, then in TIME_WAIT.
+func TestSecondsOfMiniSockets(t *testing.T) {
+	if !needsHooks(t, StoryHalfOpen, StoryTimeWait) {
+		return
+	}
+	for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
+		t.Run(family.String(), func(t *testing.T) {
+			tr, s := shareHooks(t), scenario.NewStage(t, family)
+			id := identify(t, s.NS)
+			l := s.Listen(5)
+			requests := func() int { return len(s.NS.Sockets(tcpstate.MaskOf(synRecv))) }
+			var theirs *scenario.Conn
+			requested := start(t, func() {
+				theirs = s.Peer().SYN(l.Addr())
+				theirs.AwaitSYNACK()
+				become(t, "requests", 1, requests)
+			})
+			requested.stop(100*time.Millisecond, func() {
+				theirs.ACK()
+				become(t, "requests", 0, requests)
+			})
+			server := l.Accept()
+			waiting := func(state tcpstate.State) {
+				become(t, state.String(), 1, func() int { return len(s.NS.Sockets(tcpstate.MaskOf(state))) })
+			}
+			finWaiting := start(t, func() {
+				server.Close()
+				theirs.AwaitFIN()
+				theirs.ACKFIN()
+				waiting(finWait2)
+			})
+			var timeWaiting *stopwatch
+			finWaiting.stop(100*time.Millisecond, func() {
+				timeWaiting = start(t, func() {
+					theirs.FIN()
+					waiting(tcpstate.TimeWait)
+				})
+			})
+			timeWaiting.stop(100*time.Millisecond, func() {
+				s.End()
+				become(t, "ends of TIME_WAIT", 1, func() uint64 {
+					n := happened(t, tr, id)
+					return count(&n, tcpstate.TimeWait, closed)
+				})
+			})
+			n := happened(t, tr, id)
+			requested.check("SYN_RECV", &n.States[synRecv])
+			finWaiting.check("FIN_WAIT2", &n.States[finWait2])
+			timeWaiting.check("TIME_WAIT", &n.States[tcpstate.TimeWait])
+			if n := count(&n, finWait2, closed); n != 0 {
+				t.Errorf("%d times FIN_WAIT2→CLOSE", n)
+			}
+		})
+	}
+}
+
 // A connect() that comes to nothing takes no time to connect, but is in SYN_SENT
 // as long as it is.
 func TestSecondsOfAFailedConnect(t *testing.T) {

@@ -16,8 +16,7 @@ import (
 	"sockq/probes/scenario"
 )
 
-// syscallStories are told where system calls return, unless there are hooks inside.
-var syscallStories = slices.DeleteFunc([]string{StoryAccepts, StoryBacklog, StoryUnroutable}, inside)
+var syscallStories = []string{StoryAccepts, StoryBacklog, StoryUnroutable}
 
 // stories holds what a tracker tells against what it should not tell, because the
 // kernel is too old for it or for another reason.
@@ -33,9 +32,6 @@ func stories(t *testing.T, tr *Tracker, untold ...string) {
 		mechanism := mechanismTPBTF
 		if slices.Contains(syscallStories, s.Name) {
 			mechanism = mechanismTracepoint
-		}
-		if inside(s.Name) || slices.Contains(hookStories, s.Name) || hooked() && s.Name == StoryIgnoredACKs {
-			mechanism = map[Tier]string{TierA: mechanismTrampoline, TierB: mechanismKprobe}[tier()]
 		}
 		if s.Told() && (s.Mechanism != mechanism || s.Reason != "" || len(s.Programs) == 0) {
 			t.Errorf("%s is told by %s with %d programs: %s", s.Name, s.Mechanism, len(s.Programs), s.Reason)
@@ -166,7 +162,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		id, _ := info.ID()
 		maps = append(maps, uint32(id))
 	}
-	events, returns := programsOwed(tr)
+	events, returns := programsOwed()
 	if len(programs) != events+returns || len(maps) < 9 || len(links) != events || descriptors(t)["anon_inode:[perf_event]"] != returns {
 		t.Errorf("%d programs, %d maps, %d links, descriptors %v", len(programs), len(maps), len(links), descriptors(t))
 	}

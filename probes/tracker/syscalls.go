@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attachSyscalls attaches to what applications call: inside the kernel where there
-// are hooks, which costs other calls nothing and sees io_uring, else where system
-// calls return.
+// attachSyscalls attaches to what applications call: to accept() inside the kernel
+// where there are trampolines, which costs other calls nothing and sees io_uring,
+// else where system calls return.
 func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 	stories := []struct {
 		name     string
@@ -32,14 +32,10 @@ func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 	if err == nil {
 		defer root.Close()
 	}
-	inside := map[string]hook{
-		StoryAccepts: {function: "inet_csk_accept", returns: true, program: "child_accepted"},
-		StoryBacklog: {function: "__sys_listen_socket", returns: true, program: "listen_succeeded"}, // 6.10+
-	}
 	for _, story := range stories {
-		if h, ok := inside[story.name]; ok && t.tier == TierA && (story.name != StoryAccepts || t.Tells(StoryConnections)) {
-			if program, err := t.attachTrampoline(hooked, h); err == nil {
-				t.told(story.name, mechanismTrampoline, program)
+		if story.name == StoryAccepts && t.tier == TierA && t.Tells(StoryConnections) {
+			if programs, err := t.place(hooked, []hook{{function: "inet_csk_accept", returns: true, program: "child_accepted"}}, t.planTrampoline); err == nil {
+				t.told(story.name, mechanismTrampoline, programs...)
 				continue
 			}
 		}
@@ -71,6 +67,12 @@ func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 		if failed != nil {
 			t.untold(failed, story.name)
 			continue
+		}
+		if story.name == StoryBacklog && t.tier == TierA { // 6.10+, for listen() by io_uring
+			also, err := t.place(hooked, []hook{{function: "__sys_listen_socket", returns: true, program: "listen_succeeded", optional: true}}, t.planTrampoline)
+			if err == nil {
+				programs = append(programs, also...)
+			}
 		}
 		t.told(story.name, mechanismTracepoint, programs...)
 	}

@@ -42,7 +42,7 @@ func TestVerifier(t *testing.T) {
 			programs = append(programs, p)
 		}
 	}
-	if events, returns := programsOwed(tr); len(programs) != events+returns+1 {
+	if events, returns := programsOwed(); len(programs) != events+returns+1 {
 		t.Errorf("%d programs", len(programs))
 	}
 	compareVerified(t, programs)

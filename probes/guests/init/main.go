@@ -121,6 +121,10 @@ func play(out *os.File, test string) int {
 	cmd := exec.Command(filepath.Join(dir, test+".test"), append([]string{"-test.v", "-test.timeout=12m"}, list("/flags.list")...)...)
 	cmd.Dir = dir
 	cmd.Env = []string{"CI=true", "SOCKQ_TEST_GUEST=1", "TMPDIR=/tmp", "HOME=/tmp", "PATH=/"}
+	// The kernel hands over what it does not know of its command line.
+	if tier, ok := os.LookupEnv("SOCKQ_TEST_TIER"); ok {
+		cmd.Env = append(cmd.Env, "SOCKQ_TEST_TIER="+tier)
+	}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintln(out, err)

@@ -14,6 +14,28 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 volatile const __u32 request_begins_edge, request_completes_edge, request_ends_edge; /* tcpstate.Index */
 
+/* What the return of a function has to know from its entry or from others. */
+struct pending {
+	__u64 began;
+	__u64 completed;
+	__u64 cloned;
+	__u64 clone; /* what goes into the accept queue for it if a final ACK brought that about */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pending);
+} pendings SEC(".maps");
+
+static __always_inline struct pending *this_pending(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&pendings, &zero);
+}
+
 static __always_inline struct sock *listener_of(struct request_sock *request)
 {
 	return BPF_CORE_READ(request, __req_common.skc_listener);
@@ -61,15 +83,24 @@ static __always_inline int begins(struct request_sock *request)
 	return 0;
 }
 
-static __always_inline int completes(struct sock *sk, struct request_sock *request)
+static __always_inline int completes(__u64 request)
 {
-	struct place *place = find_socket((__u64)request);
+	struct place *place = find_socket(request);
+	struct pending *p = this_pending();
 	struct listener_counts *l;
+	struct sock *sk;
 	__u64 spent;
 	__u32 slot;
 
+	if (!place && p && p->cloned == request) {
+		request = p->clone;
+		place = find_socket(request);
+	}
+	if (p)
+		p->cloned = 0;
 	if (!place) /* of a SYN cookie, or older than the tracker */
 		return 0;
+	sk = listener_of((struct request_sock *)request);
 	slot = slot_of_listener(sk);
 	spent = bpf_ktime_get_ns() - place->since;
 	count_edge(slot, request_completes_edge);
@@ -78,7 +109,7 @@ static __always_inline int completes(struct sock *sk, struct request_sock *reque
 	l = counts_of(sk);
 	if (l)
 		observe(&l->handshake, spent);
-	end_socket((__u64)request);
+	end_socket(request);
 	return 0;
 }
 
@@ -99,15 +130,23 @@ static __always_inline int timer_fires(struct timer_list *timer)
 	return marks((struct request_sock *)request, END_EXPIRED);
 }
 
-static __always_inline int migrates(struct request_sock *request, struct request_sock *clone)
+static __always_inline int migrates(__u64 request, struct request_sock *clone)
 {
-	struct place *place = find_socket((__u64)request);
+	struct sock *listener = listener_of((struct request_sock *)request);
+	struct place *place = find_socket(request);
+	struct pending *p = this_pending();
+	__u64 since;
 
-	if (!place || !clone)
+	if (!place || !clone || !p)
 		return 0;
-	place->arrived = END_MIGRATED;
+	since = place->since;
+	count_edge(slot_of_listener(listener), request_ends_edge);
+	count_end(listener, END_MIGRATED);
+	end_socket(request);
 	count_edge(slot_of_listener(listener_of(clone)), request_begins_edge);
-	begin_socket((__u64)clone, place->since, TCP_NEW_SYN_RECV, 0);
+	begin_socket((__u64)clone, since, TCP_NEW_SYN_RECV, 0);
+	p->cloned = request;
+	p->clone = (__u64)clone;
 	return 0;
 }
 
@@ -121,13 +160,12 @@ static __always_inline int ends(struct request_sock *request)
 		return 0;
 	listener = listener_of(request);
 	end = place->arrived;
-	if (end != END_MIGRATED && end != END_DESTROYED && !listens(listener))
+	if (end != END_DESTROYED && !listens(listener))
 		end = END_LISTENER_CLOSED;
 	slot = slot_of_listener(listener);
 	count_edge(slot, request_ends_edge);
 	count_end(listener, end);
-	if (end != END_MIGRATED) /* its clone goes on */
-		observe_state(slot, TCP_SYN_RECV, bpf_ktime_get_ns() - place->since);
+	observe_state(slot, TCP_SYN_RECV, bpf_ktime_get_ns() - place->since);
 	end_socket((__u64)request);
 	return 0;
 }
@@ -162,10 +200,88 @@ int BPF_PROG(request_began_2, void *sk, struct request_sock *request, __u64 adde
 	return added & 0xff ? begins(request) : 0;
 }
 
-SEC("fexit/inet_csk_complete_hashdance")
-int BPF_PROG(request_completed, struct sock *sk, void *child, struct request_sock *request, int own, void *taken)
+SEC("kprobe/inet_csk_reqsk_queue_hash_add")
+int BPF_KPROBE(request_began_entry_kprobe, void *sk, __u64 request)
 {
-	return taken ? completes(sk, request) : 0;
+	struct pending *p = this_pending();
+
+	if (p)
+		p->began = request;
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_reqsk_queue_hash_add")
+int BPF_KRETPROBE(request_began_kprobe, __u64 added)
+{
+	struct pending *p = this_pending();
+
+	return p && added & 0xff ? begins((struct request_sock *)p->began) : 0;
+}
+
+SEC("fexit/inet_csk_complete_hashdance")
+int BPF_PROG(request_completed, void *sk, void *child, struct request_sock *request, int own, void *taken)
+{
+	return taken ? completes((__u64)request) : 0;
+}
+
+SEC("kprobe/inet_csk_complete_hashdance")
+int BPF_KPROBE(request_completed_entry_kprobe, void *sk, void *child, __u64 request)
+{
+	struct pending *p = this_pending();
+
+	if (p)
+		p->completed = request;
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_complete_hashdance")
+int BPF_KRETPROBE(request_completed_kprobe, void *taken)
+{
+	struct pending *p = this_pending();
+
+	return p && taken ? completes(p->completed) : 0;
+}
+
+SEC("kprobe/reqsk_timer_handler")
+int BPF_KPROBE(request_timer_fired_kprobe, struct timer_list *timer)
+{
+	return timer_fires(timer);
+}
+
+SEC("kprobe/tcp_abort")
+int BPF_KPROBE(socket_aborted_kprobe, struct request_sock *request)
+{
+	return marks(request, END_DESTROYED);
+}
+
+SEC("kprobe/inet_reqsk_clone")
+int BPF_KPROBE(request_cloned_entry_kprobe, __u64 request)
+{
+	struct pending *p = this_pending();
+
+	if (p)
+		p->cloned = request;
+	return 0;
+}
+
+SEC("kretprobe/inet_reqsk_clone")
+int BPF_KRETPROBE(request_cloned_kprobe, struct request_sock *clone)
+{
+	struct pending *p = this_pending();
+
+	return p ? migrates(p->cloned, clone) : 0;
+}
+
+SEC("kprobe/tcp_v4_reqsk_destructor")
+int BPF_KPROBE(request_ended_kprobe, struct request_sock *request)
+{
+	return ends(request);
+}
+
+SEC("kprobe/inet_child_forget")
+int BPF_KPROBE(connection_abandoned_kprobe, struct sock *sk)
+{
+	return abandons(sk);
 }
 
 SEC("fentry/reqsk_timer_handler")
@@ -181,7 +297,7 @@ int BPF_PROG(socket_aborted, struct request_sock *request)
 }
 
 SEC("fexit/inet_reqsk_clone")
-int BPF_PROG(request_cloned, struct request_sock *request, void *listener, struct request_sock *clone)
+int BPF_PROG(request_cloned, __u64 request, void *listener, struct request_sock *clone)
 {
 	return migrates(request, clone);
 }

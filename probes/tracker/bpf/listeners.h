@@ -6,6 +6,7 @@
 #define SOCKQ_LISTENERS_H
 
 #include "counts.h"
+#include <bpf/bpf_endian.h>
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -34,7 +35,8 @@ static __noinline struct listener_counts *begin_listener(__u64 key, struct sock 
 	l->inum = BPF_CORE_READ(net, ns.inum);
 	l->ifindex = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
 	l->family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	l->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	/* Its number is gone already where what waits in the queue is forgotten. */
+	l->port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 	if (l->family == AF_INET6)
 		BPF_CORE_READ_INTO(&l->address, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32);
 	else

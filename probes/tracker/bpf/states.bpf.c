@@ -46,7 +46,9 @@ static __always_inline int hides_time_wait(struct sock *sk, __u32 from, __u32 to
 {
 	int err;
 
-	if (time_wait_is_traced || to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+	if (to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+		return 0;
+	if (time_wait_is_traced && find_socket((__u64)sk)) /* which goes_on_as has asked */
 		return 0;
 	err = sk->sk_err;
 	return err != ECONNRESET && err != EPIPE && err != ETIMEDOUT && err != ECONNABORTED;

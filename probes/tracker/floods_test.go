@@ -1,0 +1,197 @@
+package tracker
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"sockq/probes/scenario"
+	"sockq/probes/tcpstate"
+)
+
+// TestFlood sends SYNs that nobody follows up: what the kernel counts is what is
+// counted here, nothing is lost, and no request keeps a place.
+func TestFlood(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen) {
+		return
+	}
+	syns := 200_000
+	if testing.Short() {
+		syns = 10_000
+	}
+	before := lost(t, tr)
+	for _, cookies := range []string{"1", "0"} {
+		for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
+			t.Run(family.String()+"/syncookies="+cookies, func(t *testing.T) {
+				s := scenario.NewStage(t, family)
+				s.NS.Sysctl("net.ipv4.tcp_syncookies", cookies)
+				s.NS.Sysctl("net.ipv4.tcp_synack_retries", "0")
+				id := identify(t, s.NS)
+				l := s.Listen(128)
+				for range syns / 4 {
+					s.Peer().SYN(l.Addr())
+				}
+				become(t, "SYNs", uint64(syns/4), func() uint64 { return fatesOf(t, tr, id).Syns })
+				become(t, "what the kernel counts", kernelCounts(s.NS), func() audited { return fatesOf(t, tr, id).audited() })
+				if f := fatesOf(t, tr, id); cookies == "1" && sum(f.Drops) != 0 || cookies == "0" && f.CookiesSent != 0 {
+					t.Errorf("with syncookies=%s: %+v", cookies, f)
+				}
+				become(t, "requests", 0, func() int { return len(s.NS.Sockets(tcpstate.MaskOf(synRecv))) })
+				become(t, "transitions", map[string]int64{"LISTEN": 1}, func() map[string]int64 {
+					n := happened(t, tr, id)
+					return remaining(&n)
+				})
+			})
+		}
+	}
+	for what, n := range lost(t, tr) {
+		if n != before[what] {
+			t.Errorf("%d %s lost", n-before[what], what)
+		}
+	}
+}
+
+// TestStorm opens connections in bursts that are longer than the queues.
+func TestStorm(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
+		return
+	}
+	connections := 20_000
+	if testing.Short() {
+		connections = 2_000
+	}
+	const burst = 20
+	ns := scenario.NewNamespace(t)
+	id := identify(t, ns)
+	var failed atomic.Bool
+	var wait sync.WaitGroup
+	const workers = 2
+	for w := range workers {
+		wait.Go(func() {
+			ns.Do(func() {
+				for i := w; i < connections/burst && !failed.Load(); i += workers {
+					if err := storm(i%2 == 1, burst, 5); err != nil {
+						failed.Store(true)
+						t.Error(err)
+					}
+				}
+			})
+		})
+	}
+	wait.Wait()
+	if failed.Load() {
+		return
+	}
+	type view struct {
+		Audited audited
+		Sockets map[string]int64
+	}
+	if kernelCounts(ns).ListenOverflows == 0 {
+		t.Error("no queue was full")
+	}
+	// What was refused comes to its end meanwhile.
+	become(t, "difference to the kernel", "", func() string {
+		kernel := view{kernelCounts(ns), socketsOf(ns)}
+		n := happened(t, tr, id)
+		ours := view{fatesOf(t, tr, id).audited(), remaining(&n)}
+		return cmp.Diff(kernel, ours)
+	})
+}
+
+// storm begins more connections than the accept queue of a listener holds, and
+// closes all.
+func storm(six bool, connections, backlog int) (err error) {
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			err = errors.Join(err,
+				unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), unix.Close(fd))
+		}
+	}()
+	domain, at := unix.AF_INET, loopback4(0)
+	if six {
+		domain, at = unix.AF_INET6, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}
+	}
+	socket := func() (int, error) {
+		fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err == nil {
+			fds = append(fds, fd)
+		}
+		return fd, err
+	}
+	l, err := socket()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(unix.Bind(l, at), unix.Listen(l, backlog)); err != nil {
+		return err
+	}
+	if at, err = unix.Getsockname(l); err != nil {
+		return err
+	}
+	for range connections {
+		client, err := socket()
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(client, at); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			return err
+		}
+	}
+	for {
+		fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fds = append(fds, fd)
+	}
+}
+
+// TestLifeLeavesNothing sees that a connection's whole life, from the SYN to the
+// end of its TIME_WAIT, leaves nothing behind in the table of sockets.
+func TestLifeLeavesNothing(t *testing.T) {
+	if os.Getenv("SOCKQ_TEST_GUEST") == "" { // other programs have sockets here
+		t.Log("told by the kernel guests")
+		return
+	}
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen, StoryTimeWait) {
+		return
+	}
+	closeShared(t)
+	opts := everything
+	opts.Tier = tier()
+	tr := openTracker(t, opts)
+	for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
+		s := scenario.NewStage(t, family)
+		l := s.Listen(5)
+		client := s.Connect(l.Addr())
+		server := l.Accept()
+		client.Close()
+		server.Await(closeWait)
+		server.Close()
+		if got := socketsOf(s.NS); got["TIME_WAIT"] != 1 {
+			t.Errorf("sockets are %v", got)
+		}
+		s.End()
+	}
+	become(t, "places taken", 0, func() (taken int) {
+		for _, b := range table(t, tr) {
+			for _, sk := range b.Sk {
+				if sk != 0 {
+					taken++
+				}
+			}
+		}
+		return taken
+	})
+}
