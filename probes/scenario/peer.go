@@ -175,6 +175,9 @@ func (p *Peer) claim(client *Socket) *Conn {
 	return c
 }
 
+// Addr is the peer's end.
+func (c *Conn) Addr() netip.AddrPort { return c.link.local }
+
 // ACKSYN answers the kernel's SYN with a SYN-ACK.
 func (c *Conn) ACKSYN() {
 	c.p.s.Helper()

@@ -307,7 +307,7 @@ var aborts = []Scenario{
 			want := s.story(l)
 			client := s.Connect(l.Addr())
 			server := l.Accept()
-			s.destroy(client.Addr(), l.Addr())
+			s.Destroy(client.Addr(), l.Addr())
 			client.Fails(unix.ECONNABORTED)
 			server.Fails(unix.ECONNRESET)
 			want.Happened.inbound(1, tcpstate.Close).outbound(1, tcpstate.Close)
@@ -316,19 +316,19 @@ var aborts = []Scenario{
 			ours.FIN()
 			theirs.ACKFIN()
 			ours.Await(tcpstate.FinWait2)
-			s.destroy(l.Addr(), theirs.link.local)
+			s.Destroy(l.Addr(), theirs.link.local)
 			theirs.AwaitRST()
 			want.Happened.inbound(1, tcpstate.FinWait1, tcpstate.FinWait2, tcpstate.Close)
 
 			client = s.Begin(s.Peer().Addr(80))
-			s.destroy(client.Addr(), s.Peer().Addr(80))
+			s.Destroy(client.Addr(), s.Peer().Addr(80))
 			client.Fails(unix.ECONNABORTED)
 			want.Happened.took(1, tcpstate.Close, tcpstate.SynSent, tcpstate.Close).failed(1, "other")
 			want.Happened.AttemptFails = 1
 
 			theirs = s.Peer().SYN(l.Addr())
 			theirs.AwaitSYNACK()
-			s.destroy(l.Addr(), theirs.link.local)
+			s.Destroy(l.Addr(), theirs.link.local)
 
 			want.Listeners[0].Took.Connections = 2
 			want.Listeners[0].Took.Accepts = 2
@@ -344,7 +344,7 @@ var aborts = []Scenario{
 				s.Peer().Connect(l.Addr())
 			}
 			s.Peer().SYN(l.Addr()).AwaitSYNACK()
-			s.destroy(l.Addr(), netip.AddrPortFrom(s.Family.Any(), 0))
+			s.Destroy(l.Addr(), netip.AddrPortFrom(s.Family.Any(), 0))
 			want := Expect{
 				States: States{tcpstate.Close: 1, tcpstate.SynRecv: 1}, // it is still bound
 				Happened: new(Happened).
@@ -357,8 +357,8 @@ var aborts = []Scenario{
 	},
 }
 
-// destroy asks sock_diag to end the socket with these addresses (SOCK_DESTROY).
-func (s *Stage) destroy(local, remote netip.AddrPort) {
+// Destroy asks sock_diag to end the socket with these addresses (SOCK_DESTROY).
+func (s *Stage) Destroy(local, remote netip.AddrPort) {
 	s.Helper()
 	b := []byte{byte(s.Family.domain()), unix.IPPROTO_TCP, 0, 0} // struct inet_diag_req_v2
 	b = binary.NativeEndian.AppendUint32(b, uint32(tcpstate.MaskAll))

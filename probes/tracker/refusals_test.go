@@ -65,6 +65,16 @@ func kernelCounts(ns *scenario.Namespace) audited {
 	return audited{n["ListenDrops"], n["ListenOverflows"], n["SyncookiesSent"], n["SyncookiesRecv"]}
 }
 
+// patient sees that no wait is longer than a test.
+func patient(t *testing.T, tr *Tracker, id NamespaceID) {
+	t.Helper()
+	for _, l := range heard(t, tr, id) {
+		if waited := l.AcceptWait.Sum + l.Handshake.Sum; waited > 600 {
+			t.Errorf("connections at %s waited for %g s", l.Address, waited)
+		}
+	}
+}
+
 // TestFatesOfScenarios holds what became of each SYN and final ACK in all scenarios
 // against the kernel's own counters, and the requests against sock_diag.
 func TestFatesOfScenarios(t *testing.T) {
@@ -78,6 +88,7 @@ func TestFatesOfScenarios(t *testing.T) {
 			return
 		}
 		id := identify(t, ns)
+		patient(t, tr, id)
 		become(t, "what the kernel counts", kernelCounts(ns), func() audited { return fatesOf(t, tr, id).audited() })
 		if !tr.Tells(StoryHalfOpen) || !tr.Tells(StoryTimeWait) {
 			return
@@ -233,6 +244,24 @@ func TestFates(t *testing.T) {
 			},
 			ended: counts{"listener_closed": 1},
 		},
+		"destroyed": {
+			play: func(s *scenario.Stage) {
+				l := s.Listen(5)
+				c := s.Peer().SYN(l.Addr())
+				c.AwaitSYNACK()
+				s.Destroy(l.Addr(), c.Addr())
+			},
+			ended: counts{"destroyed": 1},
+		},
+		"destroyed_in_the_accept_queue": { // it is accepted all the same
+			play: func(s *scenario.Stage) {
+				l := s.Listen(5)
+				c := s.Peer().Connect(l.Addr())
+				s.Destroy(l.Addr(), c.Addr())
+				l.Accept()
+			},
+			ended: counts{"completed": 1},
+		},
 		"migrated": { // from 5.14
 			play: func(s *scenario.Stage) {
 				s.NS.Sysctl("net.ipv4.tcp_migrate_req", "1")
@@ -287,6 +316,7 @@ func TestFates(t *testing.T) {
 					return fate{f.Drops, f.Ended, f.Abandoned}
 				})
 				become(t, "what the kernel counts", kernelCounts(s.NS), func() audited { return fatesOf(t, tr, id).audited() })
+				patient(t, tr, id)
 				s.End()
 			})
 		}

@@ -78,8 +78,12 @@ static __always_inline void count_end(struct sock *listener, enum half_open_end 
 
 static __always_inline int begins(struct request_sock *request)
 {
-	count_edge(slot_of_listener(listener_of(request)), request_begins_edge);
-	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, 0);
+	struct sock *listener = listener_of(request);
+
+	if (BPF_CORE_READ(listener, sk_protocol) != IPPROTO_TCP) /* DCCP has requests, too */
+		return 0;
+	count_edge(slot_of_listener(listener), request_begins_edge);
+	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, END_DESTROYED);
 	return 0;
 }
 
@@ -113,12 +117,12 @@ static __always_inline int completes(__u64 request)
 	return 0;
 }
 
-/* marks keeps what may be the end of a request. */
+/* marks keeps what may be the end of a request; tcp_abort is for all sockets. */
 static __always_inline int marks(struct request_sock *request, enum half_open_end end)
 {
 	struct place *place = find_socket((__u64)request);
 
-	if (place)
+	if (place && place->state == TCP_NEW_SYN_RECV)
 		place->arrived = end;
 	return 0;
 }
@@ -144,7 +148,7 @@ static __always_inline int migrates(__u64 request, struct request_sock *clone)
 	count_end(listener, END_MIGRATED);
 	end_socket(request);
 	count_edge(slot_of_listener(listener_of(clone)), request_begins_edge);
-	begin_socket((__u64)clone, since, TCP_NEW_SYN_RECV, 0);
+	begin_socket((__u64)clone, since, TCP_NEW_SYN_RECV, END_DESTROYED);
 	p->cloned = request;
 	p->clone = (__u64)clone;
 	return 0;

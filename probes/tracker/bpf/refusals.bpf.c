@@ -28,7 +28,10 @@ static __always_inline int watch_begins(struct sock *sk, __u64 request)
 {
 	struct watch *w = this_watch();
 
-	if (w && listens(sk))
+	if (!w)
+		return 0;
+	w->listener = 0;
+	if (listens(sk))
 		begin_watch(w, sk, request);
 	return 0;
 }
@@ -38,7 +41,7 @@ static __always_inline void mark_request(__u64 request, enum half_open_end end)
 {
 	struct place *place = find_socket(request);
 
-	if (place)
+	if (place && place->state == TCP_NEW_SYN_RECV)
 		place->arrived = end;
 }
 
