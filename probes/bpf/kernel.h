@@ -138,6 +138,7 @@ struct timer_list {
 struct request_sock {
 	struct sock_common __req_common;
 	struct timer_list rsk_timer;
+	struct sock *sk; /* the child, once it is in the accept queue */
 };
 
 struct tcp_sock {

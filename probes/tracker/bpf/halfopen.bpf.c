@@ -17,6 +17,7 @@ volatile const __u32 request_begins_edge, request_completes_edge, request_ends_e
 /* What the return of a function has to know from its entry or from others. */
 struct pending {
 	__u64 began;
+	__u64 listener;
 	__u64 completed;
 	__u64 cloned;
 	__u64 clone; /* what goes into the accept queue for it if a final ACK brought that about */
@@ -87,14 +88,24 @@ static __always_inline int begins(struct request_sock *request)
 	return 0;
 }
 
-static __always_inline int completes(__u64 request)
+static __always_inline void count_completed(struct sock *listener, __u64 request, struct place *place)
+{
+	__u32 slot = slot_of_listener(listener);
+	struct listener_counts *l = counts_of(listener);
+	__u64 spent = bpf_ktime_get_ns() - place->since;
+
+	end_socket(request);
+	count_edge(slot, request_completes_edge);
+	count_end(listener, END_COMPLETED);
+	observe_state(slot, TCP_SYN_RECV, spent);
+	if (l)
+		observe(&l->handshake, spent);
+}
+
+static __always_inline int completes(struct sock *listener, __u64 request)
 {
 	struct place *place = find_socket(request);
 	struct pending *p = this_pending();
-	struct listener_counts *l;
-	struct sock *sk;
-	__u64 spent;
-	__u32 slot;
 
 	if (!place && p && p->cloned == request) {
 		request = p->clone;
@@ -102,18 +113,8 @@ static __always_inline int completes(__u64 request)
 	}
 	if (p)
 		p->cloned = 0;
-	if (!place) /* of a SYN cookie, or older than the tracker */
-		return 0;
-	sk = listener_of((struct request_sock *)request);
-	slot = slot_of_listener(sk);
-	spent = bpf_ktime_get_ns() - place->since;
-	count_edge(slot, request_completes_edge);
-	count_end(sk, END_COMPLETED);
-	observe_state(slot, TCP_SYN_RECV, spent);
-	l = counts_of(sk);
-	if (l)
-		observe(&l->handshake, spent);
-	end_socket(request);
+	if (place) /* else of a SYN cookie, or older than the tracker */
+		count_completed(listener, request, place);
 	return 0;
 }
 
@@ -163,6 +164,10 @@ static __always_inline int ends(struct request_sock *request)
 	if (!place)
 		return 0;
 	listener = listener_of(request);
+	if (BPF_CORE_READ(request, sk)) { /* accept() was faster than the end of request_completed's function */
+		count_completed(listener, (__u64)request, place);
+		return 0;
+	}
 	end = place->arrived;
 	if (end != END_DESTROYED && !listens(listener))
 		end = END_LISTENER_CLOSED;
@@ -223,18 +228,20 @@ int BPF_KRETPROBE(request_began_kprobe, __u64 added)
 }
 
 SEC("fexit/inet_csk_complete_hashdance")
-int BPF_PROG(request_completed, void *sk, void *child, struct request_sock *request, int own, void *taken)
+int BPF_PROG(request_completed, struct sock *sk, void *child, __u64 request, int own, void *taken)
 {
-	return taken ? completes((__u64)request) : 0;
+	return taken ? completes(sk, request) : 0;
 }
 
 SEC("kprobe/inet_csk_complete_hashdance")
-int BPF_KPROBE(request_completed_entry_kprobe, void *sk, void *child, __u64 request)
+int BPF_KPROBE(request_completed_entry_kprobe, __u64 sk, void *child, __u64 request)
 {
 	struct pending *p = this_pending();
 
-	if (p)
+	if (p) {
+		p->listener = sk;
 		p->completed = request;
+	}
 	return 0;
 }
 
@@ -243,7 +250,7 @@ int BPF_KRETPROBE(request_completed_kprobe, void *taken)
 {
 	struct pending *p = this_pending();
 
-	return p && taken ? completes(p->completed) : 0;
+	return p && taken ? completes((struct sock *)p->listener, p->completed) : 0;
 }
 
 SEC("kprobe/reqsk_timer_handler")
