@@ -84,7 +84,7 @@ static __always_inline int begins(struct request_sock *request)
 	if (BPF_CORE_READ(listener, sk_protocol) != IPPROTO_TCP) /* DCCP has requests, too */
 		return 0;
 	count_edge(slot_of_listener(listener), request_begins_edge);
-	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, END_DESTROYED);
+	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, HALF_OPEN_ENDS);
 	return 0;
 }
 
@@ -149,7 +149,7 @@ static __always_inline int migrates(__u64 request, struct request_sock *clone)
 	count_end(listener, END_MIGRATED);
 	end_socket(request);
 	count_edge(slot_of_listener(listener_of(clone)), request_begins_edge);
-	begin_socket((__u64)clone, since, TCP_NEW_SYN_RECV, END_DESTROYED);
+	begin_socket((__u64)clone, since, TCP_NEW_SYN_RECV, HALF_OPEN_ENDS);
 	p->cloned = request;
 	p->clone = (__u64)clone;
 	return 0;
@@ -171,6 +171,8 @@ static __always_inline int ends(struct request_sock *request)
 	end = place->arrived;
 	if (end != END_DESTROYED && !listens(listener))
 		end = END_LISTENER_CLOSED;
+	if (end == HALF_OPEN_ENDS) /* nobody said why */
+		end = END_DESTROYED;
 	slot = slot_of_listener(listener);
 	count_edge(slot, request_ends_edge);
 	count_end(listener, end);
