@@ -30,6 +30,7 @@ import (
 
 // fakeNode is a node without a kernel.
 type fakeNode struct {
+	answered                           atomic.Bool // a Snapshot
 	snapshot                           *probes.Snapshot
 	openErr, runErr, closeErr, snapErr error
 	notReady, closed                   atomic.Bool
@@ -60,6 +61,7 @@ func (f *fakeNode) Snapshot() (*probes.Snapshot, error) {
 		blocked <- struct{}{}
 		<-gate
 	}
+	f.answered.Store(true)
 	return f.snapshot, f.snapErr
 }
 

@@ -221,6 +221,11 @@ func TestRunEndsWithAScrapeInFlight(t *testing.T) {
 	n := newFakeNode()
 	url, stop := start(t, n)
 	ask(t, url+"/-/healthy").Body.Close()
+	for deadline := time.Now().Add(10 * time.Second); !n.answered.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) { // announce asks for one
+			t.Fatal("nobody asked for a snapshot")
+		}
+	}
 	n.block()
 	scraped := make(chan struct{})
 	go func() {
