@@ -116,7 +116,7 @@ type Listener struct {
 	ConnectionsKnown bool
 	Connections      uint64 // handshakes completed into the accept queue
 	// AcceptsKnown is false also where connections leave the queue in a way
-	// that the tracker does not see (io_uring before tiers A and B).
+	// that the tracker does not see (io_uring, but on tier A).
 	AcceptsKnown          bool
 	Accepts               uint64
 	LastAccept            time.Time // zero: never

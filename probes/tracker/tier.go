@@ -1,5 +1,6 @@
-// Package tracker is the event side of sockq's eBPF: programs on tracepoints that
-// count, in BPF maps, what happens to TCP sockets, and the reading of these maps.
+// Package tracker is the event side of sockq's eBPF: programs on tracepoints and, where
+// the kernel allows it, at its functions, which count in BPF maps what happens to TCP
+// sockets, and the reading of these maps.
 package tracker
 
 import (
