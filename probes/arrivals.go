@@ -127,13 +127,15 @@ func (l *ledger) place(e *tracker.Listener) *set {
 	if e.Interface != 0 {
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}
-	if !l.exists(r.Inode, r.NetnsCookie) {
-		for _, s := range l.all {
-			if s.own && s.Inode == r.Inode && s.cookie == r.NetnsCookie && s.Address == address(&r) {
-				return s
-			}
+	// Nobody knows whose it was: the youngest series of the address is it.
+	var youngest *set
+	for _, s := range l.all {
+		if s.own && s.Inode == r.Inode && s.cookie == r.NetnsCookie && s.Address == address(&r) && (youngest == nil || s.ID > youngest.ID) {
+			youngest = s
 		}
-		return nil
+	}
+	if youngest != nil || !l.exists(r.Inode, r.NetnsCookie) {
+		return youngest
 	}
 	brief := &socket{listener: r}
 	l.assign(brief, &r)

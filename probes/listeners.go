@@ -39,12 +39,17 @@ type ledger struct {
 	synBound func(inode uint32, cookie uint64) (uint64, bool)
 	// exists tells whether there is such a namespace.
 	exists func(inode uint32, cookie uint64) bool
+	// owner is whom a socket belongs to; false as long as that is unknown.
+	owner func(*census.Listener) (Owner, bool)
+	// collapse says which listeners of a process share one series.
+	collapse Collapse
 
 	sets    map[labels]*set
 	all     []*set             // the same, in the order of a Snapshot once sorted
 	sorted  bool               // all is
 	sockets map[uint64]*socket // by census.Listener.Key
 	crowd   map[labels]int     // sockets of each address that went under Other
+	many    map[labels]int     // sockets of each owner, whose address is ""
 	past    map[life]ended     // sockets that were lost sight of
 	// What the tracker counts, by tracker.Listener.Key; knows what it can.
 	arrivals map[uint64]*arrival
@@ -62,11 +67,15 @@ type ledger struct {
 	lateSamples uint64 // samples that should have been taken and were not
 }
 
-type labels struct{ namespace, address string }
+type labels struct {
+	namespace, address string
+	owner              Owner
+}
 
 // set is the sockets behind one pair of labels.
 type set struct {
 	Listener
+	labels   labels
 	cookie   uint64 // of the namespace
 	own      bool   // false: Other
 	sample   uint64 // the last in which a socket was there
@@ -109,9 +118,11 @@ func newLedger(interval time.Duration, max int) *ledger {
 	return &ledger{
 		interval: interval,
 		max:      max,
+		owner:    func(*census.Listener) (Owner, bool) { return Owner{}, false },
 		sets:     make(map[labels]*set),
 		sockets:  make(map[uint64]*socket),
 		crowd:    make(map[labels]int),
+		many:     make(map[labels]int),
 		past:     make(map[life]ended),
 		arrivals: make(map[uint64]*arrival),
 	}
@@ -280,14 +291,20 @@ func (l *ledger) drop(now time.Time) {
 // that a listener never moves between Other and labels of its own.
 func (l *ledger) assign(s *socket, r *census.Listener) {
 	namespace := l.name(r.Inode, r.NetnsCookie)
-	s.labels = labels{namespace, address(r)}
+	owner, _ := l.owner(r)
+	crew := labels{namespace: namespace, owner: owner}
+	s.labels = labels{namespace, address(r), owner}
+	if l.collapse.shares(r, owner, l.many[crew]) {
+		s.labels.address = sharedAddress(r)
+	}
+	l.many[crew]++
 	key, own := s.labels, true
 	if l.sets[key] == nil && (namespace == Other || l.crowd[key] > 0 || !l.room()) {
 		if l.crowd[key] == 0 {
 			l.overCap++
 		}
 		l.crowd[key]++
-		key, own = labels{namespace, Other}, false
+		key, own = labels{namespace: namespace, address: Other}, false
 	}
 	s.set = l.sets[key]
 	if s.set != nil && own && (s.set.Inode != r.Inode || s.set.cookie != r.NetnsCookie) {
@@ -326,7 +343,8 @@ func (l *ledger) room() bool {
 func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 	l.nextID++
 	s := &set{
-		Listener: Listener{ID: l.nextID, Namespace: key.namespace, Inode: inode, Address: key.address},
+		Listener: Listener{ID: l.nextID, Namespace: key.namespace, Inode: inode, Address: key.address, Owner: key.owner},
+		labels:   key,
 		cookie:   cookie,
 		own:      own,
 	}
@@ -340,7 +358,7 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 }
 
 func (l *ledger) remove(s *set) {
-	delete(l.sets, labels{s.Namespace, s.Address})
+	delete(l.sets, s.labels)
 	if s.own {
 		l.owned--
 		if !s.Live && !s.vanished.IsZero() {
@@ -372,12 +390,33 @@ func (l *ledger) remember(r *census.Listener) uint32 {
 
 // leave takes a socket out of its set; what it counted there stays.
 func (l *ledger) leave(s *socket) {
-	if s.set != nil && !s.set.own {
-		if l.crowd[s.labels]--; l.crowd[s.labels] <= 0 {
-			delete(l.crowd, s.labels)
+	if s.set == nil {
+		return
+	}
+	less := func(counts map[labels]int, key labels) {
+		if counts[key]--; counts[key] <= 0 {
+			delete(counts, key)
 		}
 	}
+	less(l.many, labels{namespace: s.labels.namespace, owner: s.labels.owner})
+	if !s.set.own {
+		less(l.crowd, s.labels)
+	}
 	s.set = nil
+}
+
+// reown lets the next sample start new series for the sockets that turned out to
+// belong to somebody else: labels are frozen when a series starts. What is in
+// Other stays there.
+func (l *ledger) reown() {
+	for _, s := range l.sockets {
+		if s.set == nil || !s.set.own {
+			continue
+		}
+		if owner, known := l.owner(&s.listener); known && owner != s.labels.owner {
+			l.leave(s)
+		}
+	}
 }
 
 // renamed starts new sets for the sockets of a namespace whose name changed:
@@ -395,7 +434,7 @@ func (l *ledger) renamed(inode uint32, cookie uint64) {
 			continue
 		}
 		l.vanish(old, l.last)
-		key := labels{name, old.Address}
+		key := labels{name, old.labels.address, old.labels.owner}
 		if name == Other || l.sets[key] != nil || !l.room() {
 			continue
 		}
@@ -408,7 +447,7 @@ func (l *ledger) renamed(inode uint32, cookie uint64) {
 func (l *ledger) snapshot() []Listener {
 	if !l.sorted {
 		slices.SortFunc(l.all, func(a, b *set) int {
-			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Address, b.Address))
+			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Address, b.Address), a.Owner.compare(b.Owner))
 		})
 		l.sorted = true
 	}
@@ -440,5 +479,7 @@ func address(r *census.Listener) string {
 	if r.Device == "" {
 		return r.Address.String()
 	}
-	return r.Address.String() + "%" + strings.ToValidUTF8(r.Device, "?")
+	return r.Address.String() + "%" + device(r)
 }
+
+func device(r *census.Listener) string { return strings.ToValidUTF8(r.Device, "?") }

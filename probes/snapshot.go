@@ -88,7 +88,8 @@ type Listener struct {
 	ID        uint64
 	Namespace string // as Namespace.Name when the set was first seen
 	Inode     uint32
-	Address   string // "0.0.0.0:80", "[::]:443", "0.0.0.0:80%vrf1"
+	Address   string // "0.0.0.0:80", "[::]:443", "0.0.0.0:80%vrf1", "0.0.0.0:*" for those of Collapse
+	Owner     Owner  // when the set was first seen
 	// Live tells that a socket listens there now. A set lives on for five
 	// minutes after its last socket, with its counters and peaks only.
 	Live bool

@@ -1,0 +1,100 @@
+package probes
+
+import (
+	"fmt"
+	"testing"
+
+	"sockq/probes/census"
+)
+
+// owned is a bench whose listeners belong to whom the test says, by their keys.
+func owned(max int) (*bench, map[uint64]Owner) {
+	b := newBench(max)
+	owners := make(map[uint64]Owner)
+	b.owner = func(r *census.Listener) (Owner, bool) {
+		owner, known := owners[r.Key]
+		return owner, known
+	}
+	return b, owners
+}
+
+func TestOwnerFoundLateStartsNewSeries(t *testing.T) {
+	b, owners := owned(10)
+	l := listener(1, "0.0.0.0:80", 2, 5)
+	b.after(0, l)
+	l.Drops = 3
+	b.after(tick, l)
+	owners[1] = Owner{Process: "nginx", Pod: "web-0"}
+	b.reown()
+	l.Drops = 5
+	b.after(tick, l)
+	list := b.snapshot()
+	if len(list) != 2 || list[0].Owner != (Owner{}) || list[1].Owner != owners[1] {
+		t.Fatalf("series are of %+v", list)
+	}
+	if list[0].Live || list[0].SocketDrops != 3 || !list[1].Live || list[1].SocketDrops != 2 || list[1].Sockets != 1 {
+		t.Errorf("before the owner was known %+v, then %+v", list[0], list[1])
+	}
+	// Who is not known any more is still the owner.
+	delete(owners, 1)
+	b.reown()
+	b.after(tick, l)
+	if list = b.snapshot(); len(list) != 2 || !list[1].Live {
+		t.Errorf("then %+v", list)
+	}
+}
+
+func TestSocketsOfOneOwnerShareSeries(t *testing.T) {
+	b, owners := owned(10)
+	owners[1], owners[2], owners[3] = Owner{Process: "nginx"}, Owner{Process: "nginx"}, Owner{Process: "envoy"}
+	b.after(0, listener(1, "0.0.0.0:80", 2, 5), listener(2, "0.0.0.0:80", 3, 5), listener(3, "0.0.0.0:80", 4, 5))
+	list := b.snapshot()
+	if len(list) != 2 || list[0].Owner.Process != "envoy" || list[0].AcceptQueue != 4 || list[1].Sockets != 2 || list[1].AcceptQueue != 5 {
+		t.Errorf("series are %+v", list)
+	}
+}
+
+func TestCollapse(t *testing.T) {
+	for _, c := range []struct {
+		rule       Collapse
+		owner      Owner
+		low, high  int // listeners
+		own, share int // series of their own, sockets that share one
+	}{
+		{CollapseAuto, Owner{Process: "ftpd"}, 10, 40, 50, 0},
+		{CollapseAuto, Owner{Process: "ftpd"}, 10, 41, 50, 1},
+		{CollapseAuto, Owner{Process: "ftpd"}, 10, 100, 50, 60},
+		{CollapseAuto, Owner{Process: "ftpd"}, 100, 0, 100, 0},
+		{CollapseAuto, Owner{}, 0, 100, 100, 0},
+		{CollapseAlways, Owner{}, 3, 7, 3, 7},
+		{CollapseNever, Owner{Process: "ftpd"}, 0, 100, 100, 0},
+	} {
+		b, owners := owned(1000)
+		b.collapse = c.rule
+		var all []census.Listener
+		add := func(port int) {
+			key := uint64(len(all) + 1)
+			owners[key] = c.owner
+			all = append(all, listener(key, fmt.Sprintf("0.0.0.0:%d", port), 1, 5))
+		}
+		for i := range c.low {
+			add(1000 + i)
+		}
+		for i := range c.high {
+			add(30000 + i)
+		}
+		b.after(0, all...)
+		b.after(tick, all...)
+		own, share := 0, 0
+		for _, l := range b.snapshot() {
+			if l.Address == "0.0.0.0:*" {
+				share = l.Sockets
+			} else {
+				own++
+			}
+		}
+		if own != c.own || share != c.share {
+			t.Errorf("%+v: %d series of their own, %d sockets share one", c, own, share)
+		}
+	}
+}
