@@ -141,13 +141,19 @@ func (l *ledger) place(e *tracker.Listener) *set {
 	l.assign(brief, &r)
 	found := brief.set
 	l.leave(brief)
-	if found.sample == 0 && found.vanished.IsZero() { // nobody was there at a sample
-		found.vanished = l.last
-		if found.own {
-			l.waiting++
-		}
-	}
+	l.unseen(found)
 	return found
+}
+
+// unseen lets a set vanish of which no sample has met a socket.
+func (l *ledger) unseen(s *set) {
+	if s.sample > 0 || !s.vanished.IsZero() {
+		return
+	}
+	s.vanished = l.last
+	if s.own {
+		l.waiting++
+	}
 }
 
 // add adds what happened since the last time.

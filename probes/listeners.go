@@ -23,6 +23,9 @@ const (
 	maxGap = 10
 	// maxPast bounds the sockets that are remembered after they went.
 	maxPast = 65536
+	// A socket has no series until somebody has looked whose it is, but not for
+	// longer than this.
+	ownerPatience = 2 * time.Second
 )
 
 // ledger turns samples of listening sockets into what must be remembered of
@@ -39,7 +42,7 @@ type ledger struct {
 	synBound func(inode uint32, cookie uint64) (uint64, bool)
 	// exists tells whether there is such a namespace.
 	exists func(inode uint32, cookie uint64) bool
-	// owner is whom a socket belongs to; false as long as that is unknown.
+	// owner is whom a socket belongs to; false as long as nobody has looked.
 	owner func(*census.Listener) (Owner, bool)
 	// collapse says which listeners of a process share one series.
 	collapse Collapse
@@ -57,6 +60,7 @@ type ledger struct {
 	owned    int // sets with labels of their own
 	waiting  int // those of them that vanished
 	nextID   uint64
+	unasked  bool      // the last sample met a socket that waits for its owner to be found
 	last     time.Time // of the last sample
 	sample   uint64    // its number
 
@@ -111,14 +115,16 @@ type socket struct {
 	labels   labels
 	set      *set
 	sample   uint64
-	before   bool // it listened before the first sample
+	before   bool      // it listened before the first sample
+	counted  uint32    // its drops that are counted
+	since    time.Time // when it was first seen
 }
 
 func newLedger(interval time.Duration, max int) *ledger {
 	return &ledger{
 		interval: interval,
 		max:      max,
-		owner:    func(*census.Listener) (Owner, bool) { return Owner{}, false },
+		owner:    func(*census.Listener) (Owner, bool) { return Owner{}, true },
 		sets:     make(map[labels]*set),
 		sockets:  make(map[uint64]*socket),
 		crowd:    make(map[labels]int),
@@ -160,6 +166,7 @@ func (l *ledger) add(now time.Time, listeners []census.Listener) {
 	}
 	l.last = now
 	l.sample++
+	l.unasked = false
 
 	for _, s := range l.all {
 		s.turn(turns)
@@ -172,18 +179,22 @@ func (l *ledger) add(now time.Time, listeners []census.Listener) {
 			ok = false
 		}
 		if !ok {
-			s = &socket{listener: *r, before: first}
+			s = &socket{before: first, counted: r.Drops, since: now}
 			if !first {
-				s.listener.Drops = l.remember(r)
+				s.counted = l.remember(r)
 			}
 			l.sockets[r.Key] = s
 		}
-		if s.set == nil {
-			l.assign(s, r)
-		}
-		s.set.SocketDrops += uint64(r.Drops - s.listener.Drops)
 		s.listener = *r
 		s.sample = l.sample
+		if s.set == nil {
+			if _, asked := l.owner(r); !asked && now.Sub(s.since) < ownerPatience {
+				l.unasked = true
+				continue
+			}
+			l.assign(s, r)
+		}
+		s.countDrops()
 		l.see(s.set, r)
 	}
 	if len(l.sockets) > len(listeners) {
@@ -368,7 +379,17 @@ func (l *ledger) remove(s *set) {
 	l.all = slices.DeleteFunc(l.all, func(o *set) bool { return o == s })
 }
 
+func (s *socket) countDrops() {
+	s.set.SocketDrops += uint64(s.listener.Drops - s.counted)
+	s.counted = s.listener.Drops
+}
+
 func (l *ledger) forget(key uint64, s *socket) {
+	if s.set == nil && s.counted != s.listener.Drops { // nobody found its owner in time
+		l.assign(s, &s.listener)
+		s.countDrops()
+		l.unseen(s.set)
+	}
 	l.leave(s)
 	delete(l.sockets, key)
 	if len(l.past) < maxPast {
@@ -413,7 +434,7 @@ func (l *ledger) reown() {
 		if s.set == nil || !s.set.own {
 			continue
 		}
-		if owner, known := l.owner(&s.listener); known && owner != s.labels.owner {
+		if owner, _ := l.owner(&s.listener); owner != s.labels.owner && owner != (Owner{}) {
 			l.leave(s)
 		}
 	}

@@ -8,18 +8,57 @@ import (
 )
 
 // owned is a bench whose listeners belong to whom the test says, by their keys.
+// Those that it says nothing of wait.
 func owned(max int) (*bench, map[uint64]Owner) {
 	b := newBench(max)
 	owners := make(map[uint64]Owner)
 	b.owner = func(r *census.Listener) (Owner, bool) {
-		owner, known := owners[r.Key]
-		return owner, known
+		owner, asked := owners[r.Key]
+		return owner, asked
 	}
 	return b, owners
 }
 
+func TestListenerWaitsForItsOwner(t *testing.T) {
+	b, owners := owned(10)
+	owners[9] = Owner{}
+	b.after(0, listener(9, "0.0.0.0:9", 0, 5))
+	l := listener(1, "0.0.0.0:80", 2, 5)
+	l.Drops = 3
+	b.after(tick, l)
+	if list := b.snapshot(); !b.unasked || len(list) != 1 {
+		t.Fatalf("before anybody looked: %t, %+v", b.unasked, list)
+	}
+	owners[1] = Owner{Process: "nginx"}
+	l.Drops = 4
+	b.after(tick, l)
+	if got := b.find(t, "0.0.0.0:80"); b.unasked || got.Owner != owners[1] || got.SocketDrops != 4 || got.AcceptQueue != 2 {
+		t.Errorf("then: %t, %+v", b.unasked, got)
+	}
+	// One that nobody finds has a series in the end, one that went before too, if
+	// it dropped something.
+	slow, brief, idle := listener(2, "0.0.0.0:81", 0, 5), listener(3, "0.0.0.0:82", 0, 5), listener(4, "0.0.0.0:83", 0, 5)
+	brief.Drops = 7
+	b.after(tick, l, slow, brief, idle)
+	b.after(ownerPatience, l, slow)
+	if got := b.find(t, "0.0.0.0:81"); got.Owner != (Owner{}) || !got.Live {
+		t.Errorf("of a listener that nobody found: %+v", got)
+	}
+	if got := b.find(t, "0.0.0.0:82"); got.Live || got.SocketDrops != 7 {
+		t.Errorf("of a listener that went: %+v", got)
+	}
+	if n := len(b.snapshot()); n != 4 {
+		t.Errorf("%d series", n)
+	}
+	b.after(keepVanished, l, slow)
+	if n := len(b.snapshot()); n != 2 {
+		t.Errorf("%d series are left", n)
+	}
+}
+
 func TestOwnerFoundLateStartsNewSeries(t *testing.T) {
 	b, owners := owned(10)
+	owners[1] = Owner{}
 	l := listener(1, "0.0.0.0:80", 2, 5)
 	b.after(0, l)
 	l.Drops = 3
@@ -36,7 +75,7 @@ func TestOwnerFoundLateStartsNewSeries(t *testing.T) {
 		t.Errorf("before the owner was known %+v, then %+v", list[0], list[1])
 	}
 	// Who is not known any more is still the owner.
-	delete(owners, 1)
+	owners[1] = Owner{}
 	b.reown()
 	b.after(tick, l)
 	if list = b.snapshot(); len(list) != 2 || !list[1].Live {
