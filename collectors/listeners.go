@@ -69,7 +69,10 @@ var listenerColumns = func() (out columns[probes.Listener]) {
 func counted(n uint64) (float64, bool) { return float64(n), n > 0 }
 
 func listenerKey(l *probes.Listener) key {
-	return key{validUTF8(l.Namespace), validUTF8(l.Address)}
+	o := &l.Owner
+	return key{
+		validUTF8(l.Namespace), validUTF8(l.Address), validUTF8(o.Process), validUTF8(o.Namespace), validUTF8(o.Pod), validUTF8(o.Container),
+	}
 }
 
 // preferListener chooses between two sets with the same labels: for some

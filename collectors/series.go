@@ -27,12 +27,13 @@ func newSeries(t catalogue.Type, labels []*dto.LabelPair) *series {
 }
 
 // labels pairs names with values, in the order of the names' letters as every
-// Prometheus client has them.
+// Prometheus client has them. A label without a value is no label.
 func labels(names []string, values ...string) []*dto.LabelPair {
-	out := make([]*dto.LabelPair, len(names))
+	out := make([]*dto.LabelPair, 0, len(names))
 	for i := range names {
-		value := validUTF8(values[i])
-		out[i] = &dto.LabelPair{Name: &names[i], Value: &value}
+		if value := validUTF8(values[i]); value != "" {
+			out = append(out, &dto.LabelPair{Name: &names[i], Value: &value})
+		}
 	}
 	slices.SortFunc(out, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return out

@@ -38,8 +38,8 @@ type varyingColumn[T any] struct {
 	fill   func(*T, *varying)
 }
 
-// key are the values of a row's labels, "" where it has fewer.
-type key [2]string
+// key are the values of a row's labels, "" where it has none.
+type key [6]string
 
 // row is the series of one thing, kept from scrape to scrape. Each is made when
 // it is first shown.
@@ -58,9 +58,6 @@ type row[T any] struct {
 func (r *row[T]) labels(m *catalogue.Metric, more []string) []*dto.LabelPair {
 	names, own := m.Labels, r.key[:len(m.Labels)-len(more)]
 	if len(more) > 0 {
-		if len(own) == 1 && own[0] == "" { // of the whole node
-			names, own = names[1:], nil
-		}
 		return labels(names, slices.Concat(own, more)...)
 	}
 	if r.own == nil {

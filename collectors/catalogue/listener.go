@@ -1,12 +1,17 @@
 package catalogue
 
-// The labels of a listener.
+// The labels of a listener. A label of the owner whose value is unknown is left
+// out.
 const (
-	LabelNetns   = "netns"
-	LabelAddress = "address"
+	LabelNetns     = "netns"
+	LabelAddress   = "address"
+	LabelProcess   = "process"
+	LabelNamespace = "namespace"
+	LabelPod       = "pod"
+	LabelContainer = "container"
 )
 
-var listenerLabels = []string{LabelNetns, LabelAddress}
+var listenerLabels = []string{LabelNetns, LabelAddress, LabelProcess, LabelNamespace, LabelPod, LabelContainer}
 
 func listener(name string, t Type, p Probe, tiers Tiers, needs, help string, more ...string) *Metric {
 	m := Metric{
