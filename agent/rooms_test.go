@@ -20,6 +20,7 @@ var rooms = map[string][]string{
 	"probes/census": {
 		"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "github.com/cilium/ebpf",
 	},
+	"probes/owner":   {"k8s.io/cri-api", "google.golang.org/grpc"},
 	"probes/tracker": {"sockq/probes/tcpstate", "github.com/cilium/ebpf"},
 	"probes": {
 		"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "sockq/probes/census", "sockq/probes/tracker",

@@ -234,8 +234,14 @@ struct sk_buff {
 	struct net_device *dev;
 };
 
+struct inode {
+	unsigned short i_mode;
+	unsigned long i_ino;
+};
+
 struct file {
 	void *private_data;
+	struct inode *f_inode;
 };
 
 struct fdtable {
@@ -252,13 +258,30 @@ struct socket {
 	struct sock *sk;
 };
 
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
 struct nsproxy {
 	struct net *net_ns;
+};
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	unsigned int level; /* of the innermost PID namespace that has a number for it */
+	struct upid numbers[1];
 };
 
 struct task_struct {
 	struct nsproxy *nsproxy;
 	struct files_struct *files;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	char comm[16];
 };
 
 struct bpf_array {

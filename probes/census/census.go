@@ -147,6 +147,17 @@ type Sockets struct {
 	// BoundKnown tells that CLOSE was counted: sockets that are bound, but
 	// neither listening nor connected.
 	BoundKnown bool
+	// GaveUp has an entry for each port with such a connection, in no order.
+	GaveUp []GaveUp
+}
+
+// GaveUp counts connections that wait for accept() although their client has
+// closed its side: they are in CLOSE_WAIT, but no application's leak.
+type GaveUp struct {
+	Inode       uint32 // of the network namespace
+	Cookie      uint64 // as Namespace.Cookie
+	Port        uint16 // the local one
+	Connections uint64
 }
 
 // NamespaceSockets counts the sockets of one namespace.
@@ -163,7 +174,11 @@ type Listener struct {
 	// cookie where the source has nothing better.
 	Key uint64
 	// Cookie is the socket cookie, 0 if nobody has asked the kernel for it yet.
-	Cookie      uint64
+	Cookie uint64
+	// Socket is the number of the socket's inode, as /proc/PID/fd shows it; an
+	// MPTCP listener's for the TCP socket that carries it. It is 0 for a socket
+	// without a file.
+	Socket      uint64
 	Inode       uint32 // of the network namespace
 	NetnsCookie uint64
 	Address     netip.AddrPort

@@ -18,6 +18,7 @@ type listenersListenerRecord struct {
 	Key         uint64
 	Cookie      uint64
 	NetCookie   uint64
+	Socket      uint64
 	Inum        uint32
 	AcceptQueue uint32
 	Limit       uint32

@@ -44,7 +44,8 @@ type SockDiag struct {
 	connected, listening *sockdiag.Client // of the own namespace
 
 	sockets    Sockets
-	ports      map[uint16]bool // that the namespace being counted listens on
+	ports      map[uint16]bool   // that the namespace being counted listens on
+	gaveUp     map[uint16]uint64 // connections of the namespace being counted by port
 	listeners  []Listener
 	elsewhere  sweep[Listener]
 	namespaces []Namespace
@@ -74,7 +75,7 @@ type sweep[T any] struct {
 // OpenSockDiag opens sock_diag in the calling thread's namespace. find lists the
 // namespaces that can be entered by inode and path.
 func OpenSockDiag(procfs string, find func() (map[uint32]string, error)) (_ *SockDiag, err error) {
-	s := &SockDiag{procfs: procfs, find: find, ports: make(map[uint16]bool)}
+	s := &SockDiag{procfs: procfs, find: find, ports: make(map[uint16]bool), gaveUp: make(map[uint16]uint64)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -281,7 +282,7 @@ func (s *SockDiag) settings(p place) (Namespace, error) {
 
 // Sockets dumps all sockets of all namespaces that can be entered.
 func (s *SockDiag) Sockets(ctx context.Context) (*Sockets, error) {
-	s.sockets = Sockets{Namespaces: s.sockets.Namespaces[:0], BoundKnown: s.bound}
+	s.sockets = Sockets{Namespaces: s.sockets.Namespaces[:0], BoundKnown: s.bound, GaveUp: s.sockets.GaveUp[:0]}
 	if err := s.count(ctx, s.own, s.connected); err != nil {
 		return nil, err
 	}
@@ -300,6 +301,7 @@ func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) 
 	}
 	n := NamespaceSockets{Inode: p.inode, Cookie: p.cookie}
 	clear(s.ports)
+	clear(s.gaveUp)
 	err := client.Dump(sockdiag.Query{Repeats: true}, func(sk *sockdiag.Socket) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -311,6 +313,9 @@ func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) 
 		if state == tcpstate.Listen {
 			s.ports[sk.Local.Port()] = true
 			return nil
+		}
+		if state == tcpstate.CloseWait && sk.Inode == 0 { // close() would have left CLOSE_WAIT
+			s.gaveUp[sk.Local.Port()]++
 		}
 		receive, send, ok := sk.ByteQueues()
 		if !ok || state == tcpstate.Close || receive|send == 0 {
@@ -327,6 +332,9 @@ func (s *SockDiag) count(ctx context.Context, p place, client *sockdiag.Client) 
 		return err
 	}
 	s.sockets.Namespaces = append(s.sockets.Namespaces, n)
+	for port, connections := range s.gaveUp {
+		s.sockets.GaveUp = append(s.sockets.GaveUp, GaveUp{p.inode, p.cookie, port, connections})
+	}
 	return nil
 }
 
@@ -364,7 +372,7 @@ func list(into []Listener, p place, client *sockdiag.Client) ([]Listener, error)
 		}
 		memory, _ := sk.SKMemInfo()
 		into = append(into, Listener{
-			Key: sk.Cookie, Cookie: sk.Cookie, Inode: p.inode, NetnsCookie: p.cookie,
+			Key: sk.Cookie, Cookie: sk.Cookie, Socket: uint64(sk.Inode), Inode: p.inode, NetnsCookie: p.cookie,
 			Address: sk.Local, Device: deviceName(sk.Interface),
 			AcceptQueue: length, Limit: limit, SynQueue: -1, Drops: memory.Drops,
 		})

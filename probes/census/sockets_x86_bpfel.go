@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type socketsGaveUpCount struct {
+	_           structs.HostLayout
+	Census      uint32
+	Connections uint32
+	Inum        uint32
+}
+
 type socketsNamespaceSockets struct {
 	_      structs.HostLayout
 	Cookie uint64
@@ -43,6 +50,7 @@ type socketsWalk struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	socketsMapGaveUp         = "gave_up"
 	socketsMapListening      = "listening"
 	socketsMapSlots          = "slots"
 	socketsMapSlotsUsed      = "slots_used"
@@ -103,6 +111,7 @@ type socketsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsMapSpecs struct {
+	GaveUp    *ebpf.MapSpec `ebpf:"gave_up"`
 	Listening *ebpf.MapSpec `ebpf:"listening"`
 	Slots     *ebpf.MapSpec `ebpf:"slots"`
 	SlotsUsed *ebpf.MapSpec `ebpf:"slots_used"`
@@ -135,6 +144,7 @@ func (o *socketsObjects) Close() error {
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsMaps struct {
+	GaveUp    *ebpf.Map `ebpf:"gave_up"`
 	Listening *ebpf.Map `ebpf:"listening"`
 	Slots     *ebpf.Map `ebpf:"slots"`
 	SlotsUsed *ebpf.Map `ebpf:"slots_used"`
@@ -143,6 +153,7 @@ type socketsMaps struct {
 
 func (m *socketsMaps) Close() error {
 	return _SocketsClose(
+		m.GaveUp,
 		m.Listening,
 		m.Slots,
 		m.SlotsUsed,

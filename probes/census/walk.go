@@ -2,10 +2,11 @@ package census
 
 // The objects are committed; CI compiles them again with the same clang and
 // fails on a difference.
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type walk -type namespace_sockets -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" sockets bpf/sockets.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type walk -type namespace_sockets -type gave_up_count -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" sockets bpf/sockets.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" bound bpf/bound.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_record -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" listeners bpf/listeners.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type namespace_record -type list_walk -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" namespaces bpf/namespaces.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type reading -type process_key -type process_record -type holder_record -type held_socket -cflags "-O2 -Wall -Werror -I/usr/include/x86_64-linux-gnu" holders bpf/holders.bpf.c
 
 import (
 	"context"
@@ -57,6 +58,9 @@ type Walk struct {
 	records  []namespacesNamespaceRecord
 	found    []Namespace
 	counted  []socketsNamespaceSockets
+	portKeys []uint64
+	ports    []uint32
+	gaveUp   []socketsGaveUpCount
 	result   Sockets
 	listing  []listenersListenerRecord
 	listened []Listener
@@ -70,7 +74,7 @@ type Walk struct {
 // OpenWalk loads the walk and holds it against /proc of the calling thread's
 // namespace. The error says what is missing.
 func OpenWalk(procfs string) (_ *Walk, err error) {
-	w := &Walk{procfs: procfs, devices: make(map[[16]byte]string), lost: map[string]uint64{
+	w := &Walk{procfs: procfs, devices: make(map[[16]byte]string), portKeys: make([]uint64, batch), ports: make([]uint32, batch), gaveUp: make([]socketsGaveUpCount, batch), lost: map[string]uint64{
 		"census_sockets": 0, "census_moved": 0, "listeners": 0, "listeners_moved": 0, "listening_ports": 0, "namespaces": 0,
 	}}
 	defer func() {
@@ -450,7 +454,22 @@ func (w *Walk) count(ctx context.Context, connected *ebpf.Program, bound *boundO
 		}
 		w.result.Namespaces = append(w.result.Namespaces, n)
 	}
+	if err := w.readGaveUp(); err != nil {
+		return nil, fmt.Errorf("read who gave up: %w", err)
+	}
 	return &w.result, nil
+}
+
+// readGaveUp keeps what this census has counted and removes the rest.
+func (w *Walk) readGaveUp() error {
+	w.result.GaveUp = w.result.GaveUp[:0]
+	return removeOld(w.sockets.GaveUp, w.portKeys, w.gaveUp, func(key uint64, g *socketsGaveUpCount) bool {
+		if g.Census != w.census {
+			return true
+		}
+		w.result.GaveUp = append(w.result.GaveUp, GaveUp{g.Inum, key >> 16, uint16(key), uint64(g.Connections)})
+		return false
+	})
 }
 
 // countOnce walks every table once. moved counts the chains that a socket left
@@ -487,7 +506,8 @@ func (w *Walk) countOnce(ctx context.Context, connected *ebpf.Program, bound *bo
 		w.lose("census_sockets", uint64(lost))
 	}
 	if w.census%sweepPortsEvery == 0 {
-		if err := w.forgetPorts(); err != nil {
+		old := func(_ uint64, seen *uint32) bool { return *seen != w.census }
+		if err := removeOld(w.sockets.Listening, w.portKeys, w.ports, old); err != nil {
 			return 0, fmt.Errorf("forget listening ports: %w", err)
 		}
 	}
@@ -550,28 +570,6 @@ func (w *Walk) reset() error {
 	return writeArray(w.sockets.SlotsUsed, used[:])
 }
 
-// forgetPorts removes the ports that this census did not see.
-func (w *Walk) forgetPorts() error {
-	var port uint64
-	var seen uint32
-	var old []uint64
-	entries := w.sockets.Listening.Iterate()
-	for entries.Next(&port, &seen) {
-		if seen != w.census {
-			old = append(old, port)
-		}
-	}
-	if err := entries.Err(); err != nil {
-		return err
-	}
-	for _, port := range old {
-		if err := w.sockets.Listening.Delete(port); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
 // Listeners reads every listening socket of the node.
 func (w *Walk) Listeners() ([]Listener, error) {
 	var state socketsWalk
@@ -603,7 +601,7 @@ func (w *Walk) Listeners() ([]Listener, error) {
 	for i := range w.listing {
 		r := &w.listing[i]
 		w.listened = append(w.listened, Listener{
-			Key: r.Key, Cookie: r.Cookie, Inode: r.Inum, NetnsCookie: r.NetCookie,
+			Key: r.Key, Cookie: r.Cookie, Socket: r.Socket, Inode: r.Inum, NetnsCookie: r.NetCookie,
 			Address: r.addrPort(), Device: w.device(r),
 			AcceptQueue: r.AcceptQueue, Limit: r.Limit, SynQueue: int64(int32(r.SynQueue)), Drops: r.Drops,
 		})

@@ -8,9 +8,14 @@
 #define MAX_NAMESPACES 4096
 #define MAX_LISTENERS 65536
 #define MAX_LISTENING_PORTS 65536
+#define MAX_GAVE_UP 16384
+#define MAX_PROCESSES 16384
+#define MAX_HELD_SOCKETS 131072
 #define CHAIN_MAX (1 << 22) /* no chain is longer; the verifier wants a number */
 /* A call ends after this many nodes, so that none holds a CPU for long. */
 #define NODES_PER_CALL 16384
+#define FILES_PER_CALL 16384
+#define HOLDERS_PER_CALL 32
 /* include/net/inet_hashtables.h: a listening chain ends in its bucket's number
  * above this.
  */
@@ -30,6 +35,13 @@ struct walk {
 	__u32 seen;  /* nodes visited by this call */
 	__u32 moved; /* chains that ended as another one: a socket moved under the walk */
 	__u32 lost;  /* sockets that found no place */
+};
+
+/* Connections whose client closed them before accept(), of one port. */
+struct gave_up_count {
+	__u32 census; /* that counted them */
+	__u32 connections;
+	__u32 inum;
 };
 
 struct namespace_record {
@@ -68,6 +80,7 @@ struct listener_record {
 	__u64 key;
 	__u64 cookie;
 	__u64 net_cookie;
+	__u64 socket;
 	__u32 inum;
 	__u32 accept_queue;
 	__u32 limit;
@@ -78,6 +91,49 @@ struct listener_record {
 	__u16 port;
 	__u32 address[4]; /* network order; IPv4 in the first */
 	char device[16];
+};
+
+/* reading is one reading of all files: its number and what it came to. */
+struct reading {
+	__u32 number;
+	__u32 files;
+	__u32 processes; /* records in use */
+	__u32 lost_sockets;
+	__u32 lost_processes;
+};
+
+struct process_key {
+	__u64 net_cookie;
+	__u32 inum;
+	__u32 pid;
+};
+
+struct process_record {
+	struct process_key key;
+	char comm[16];
+	__u64 close_wait;
+	__u64 fin_wait2;
+	__u64 oldest_close_wait; /* ns */
+	__u64 oldest_fin_wait2;
+	struct queue_sums queues[2]; /* inbound, outbound */
+};
+
+/* holder_record is written for each listener in each process; those without a
+ * PID mean nothing.
+ */
+struct holder_record {
+	__u64 socket;
+	__u32 pid;
+	__u32 pad;
+	char comm[16];
+};
+
+/* held_socket is a connection that a reading met. */
+struct held_socket {
+	__u64 socket; /* inode number: the address alone may be another socket's by now */
+	__u64 since;  /* in this state, on the clock of bpf_ktime_get_ns */
+	__u32 reading;
+	__u32 state;
 };
 
 #endif

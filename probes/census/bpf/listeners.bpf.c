@@ -38,6 +38,16 @@ static __noinline int name_device(struct listener_record *r, __u64 net)
 	return 1;
 }
 
+/* inode_number is the number of the socket's file, 0 where it has none. */
+static __always_inline __u64 inode_number(__u64 sk)
+{
+	__u64 socket = LOADP(sk, struct sock, sk_socket);
+
+	if (!socket)
+		return 0;
+	return CAST(CONTAINER(socket, struct socket_alloc, socket) + bpf_core_field_offset(struct socket_alloc, vfs_inode), struct inode)->i_ino;
+}
+
 static __always_inline void read_listener(struct listener_record *r, __u64 sk)
 {
 	struct sock *s = CAST(sk, struct sock);
@@ -48,6 +58,7 @@ static __always_inline void read_listener(struct listener_record *r, __u64 sk)
 	r->key = sk;
 	r->cookie = common->skc_cookie.counter;
 	r->net_cookie = n->net_cookie;
+	r->socket = inode_number(sk);
 	r->inum = n->ns.inum;
 	r->accept_queue = s->sk_ack_backlog;
 	r->limit = s->sk_max_ack_backlog;

@@ -18,6 +18,31 @@ struct {
 	__type(value, __u32);
 } listening SEC(".maps");
 
+/* Connections that wait for accept() although their client has closed, by
+ * net_cookie << 16 | port.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_GAVE_UP);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct gave_up_count);
+} gave_up SEC(".maps");
+
+/* Without a struct socket, nobody has accepted it: close() would have left
+ * CLOSE_WAIT.
+ */
+static __noinline int count_gave_up(__u32 census, __u64 port, __u32 inum)
+{
+	struct gave_up_count first = { .census = census, .connections = 1, .inum = inum };
+	struct gave_up_count *g = bpf_map_lookup_elem(&gave_up, &port);
+
+	if (!g || g->census != census)
+		return bpf_map_update_elem(&gave_up, &port, &first, BPF_ANY);
+	g->connections++;
+	return 0;
+}
+
 static __always_inline void count_queues(struct walk *w, struct namespace_sockets *ns, __u64 cookie, __u64 sk, __u16 port)
 {
 	struct tcp_sock *tp = CAST(sk, struct tcp_sock);
@@ -66,6 +91,9 @@ static __always_inline void count_socket(struct walk *w, struct cursor *at, __u6
 		state = TCP_SYN_RECV;
 	if (state < TCP_STATES)
 		ns->states[state]++;
+	if (queues && state == TCP_CLOSE_WAIT && !CAST(sk, struct sock)->sk_socket &&
+	    count_gave_up(w->census, at->cookie << 16 | common->skc_num, ns->inum))
+		w->lost++;
 }
 
 static __always_inline void count_listener(struct walk *w, struct cursor *at, __u64 sk)
