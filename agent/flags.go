@@ -49,6 +49,7 @@ Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
     CAP_DAC_READ_SEARCH     what system calls return (--tracker.syscalls)
     CAP_SYS_ADMIN           the audit of namespaces other than sockq's own
     CAP_SYS_PTRACE          also of those that have no name, only a process
+    the node's PIDs         whose the sockets are (in a container: hostPID)
 
 On older kernels CAP_SYS_ADMIN is what shows other namespaces. Without any of
 them sockq shows the namespace that it runs in, and says what is missing.
@@ -138,6 +139,23 @@ func addFlags(app *kingpin.Application) *config {
 		"1000", &opts.MaxListeners, 1, 1_000_000)
 	intFlag(app, "max-namespaces", "Most network namespaces with series of their own; the rest is summed under netns=\"other\".",
 		"300", &opts.MaxNamespaces, 1, 1_000_000)
+	intFlag(app, "max-processes", "Most names of processes with series of their own, in all network namespaces together; the rest is summed under process=\"other\".",
+		"200", &opts.MaxProcesses, 1, 1_000_000)
+	app.Flag("listener.collapse", "Which listeners on ports from 30000 on (NodePorts, ports that the kernel chose) share one series of their process, address=\"0.0.0.0:*\": auto (of a process that has more than 50 listeners), always or never.").
+		Default("auto").SetValue(value{"listener.collapse", "auto, always or never", func(s string) bool {
+		rule, ok := map[string]probes.Collapse{"auto": probes.CollapseAuto, "always": probes.CollapseAlways, "never": probes.CollapseNever}[s]
+		opts.Collapse = rule
+		return ok
+	}})
+	app.Flag("owners", "Look whose the sockets are: process, container, pod. --no-owners leaves it out.").
+		Default("true").SetValue((*inverted)(&opts.NoOwners))
+	app.Flag("cri.socket", "Socket of the container runtime, which names containers and pods; off asks none. By default the usual places are looked at.").
+		StringVar(&opts.Owners.CRI)
+	app.Flag("kubelet.url", "The kubelet's list of pods, instead of the container runtime, such as https://127.0.0.1:10250/pods.").
+		StringVar(&opts.Owners.Kubelet)
+	app.Flag("kubelet.token-file", "File with the token that the kubelet wants.").StringVar(&opts.Owners.KubeletToken)
+	app.Flag("kubelet.ca-file", "File with the certificates that may have signed the kubelet's; by default the system's.").StringVar(&opts.Owners.KubeletCA)
+	app.Flag("kubelet.insecure", "Accept any certificate of the kubelet.").BoolVar(&opts.Owners.KubeletInsecure)
 	app.Flag("tracker.syscalls", "Read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
 		Default("true").SetValue((*inverted)(&opts.NoSyscalls))
 	app.Flag("states.seconds", "Measure how long sockets stay in each state (sockq_tcp_state_seconds). --no-states.seconds makes each change of state a little cheaper.").
@@ -308,12 +326,15 @@ func groupFlags(flags []*kingpin.FlagModel) []flagGroup {
 	groups := []flagGroup{
 		{Title: "What sockq check prints"},
 		{Title: "What is measured, and what it may cost"},
+		{Title: "Whose the sockets are"},
 		{Title: "Web server"},
 		{Title: "Where the node's file systems are"},
 		{Title: "Log, on standard error"},
 		{Title: "Help"},
 	}
-	of := map[string]int{"format": 0, "verbose": 0, "web": 2, "path": 3, "log": 4, "help": 5, "version": 5}
+	of := map[string]int{
+		"format": 0, "verbose": 0, "owners": 2, "cri": 2, "kubelet": 2, "web": 3, "path": 4, "log": 5, "help": 6, "version": 6,
+	}
 	for _, f := range flags {
 		word, _, _ := strings.Cut(f.Name, ".")
 		i, ok := of[word]

@@ -24,7 +24,7 @@ var rooms = map[string][]string{
 	"probes/tracker": {"sockq/probes/tcpstate", "github.com/cilium/ebpf"},
 	"probes": {
 		"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "sockq/probes/census", "sockq/probes/tracker",
-		"github.com/cilium/ebpf",
+		"sockq/probes/owner", "github.com/cilium/ebpf",
 	},
 	"collectors/catalogue":           {},
 	"collectors/catalogue/reference": {"sockq/collectors/catalogue"},

@@ -21,6 +21,7 @@ type snapshotDoc struct {
 	Kernel     kernelDoc      `json:"kernel"`
 	Namespaces []namespaceDoc `json:"namespaces"`
 	Listeners  []listenerDoc  `json:"listeners"`
+	Processes  []processDoc   `json:"processes"`
 	Probes     []probeDoc     `json:"probes"`
 	Sources    []sourceDoc    `json:"sources"`
 	Audits     []auditDoc     `json:"audits"`
@@ -35,9 +36,11 @@ type kernelDoc struct {
 }
 
 type namespaceDoc struct {
-	Name   string `json:"name"`
-	Inode  uint32 `json:"inode,omitempty"`
-	Cookie uint64 `json:"cookie,omitempty,string"` // may exceed what a JSON reader's double can hold
+	Name         string `json:"name"`
+	PodNamespace string `json:"pod_namespace,omitempty"`
+	Pod          string `json:"pod,omitempty"`
+	Inode        uint32 `json:"inode,omitempty"`
+	Cookie       uint64 `json:"cookie,omitempty,string"` // may exceed what a JSON reader's double can hold
 	// Sockets by state, as the kernel spells it.
 	Sockets map[string]uint64 `json:"sockets,omitempty"`
 	// Queues by direction, inbound or outbound.
@@ -58,6 +61,30 @@ type namespaceDoc struct {
 	ResetsReceived  *uint64                 `json:"resets_received,omitempty"`
 }
 
+// ownerDoc is the process that would accept.
+type ownerDoc struct {
+	PID         uint32 `json:"pid"`
+	Others      int    `json:"others,omitempty"` // processes that have the socket open, too
+	Unit        string `json:"unit,omitempty"`   // of systemd
+	Runtime     string `json:"runtime,omitempty"`
+	ContainerID string `json:"container_id,omitempty"`
+	PodUID      string `json:"pod_uid,omitempty"`
+	HostNetwork bool   `json:"host_network,omitempty"`
+}
+
+// processDoc is the connections of all processes of one name in one namespace; of
+// "" those that no process was found to have open.
+type processDoc struct {
+	Netns                  string               `json:"netns"`
+	Process                string               `json:"process"`
+	Processes              int                  `json:"processes,omitempty"`
+	CloseWait              uint64               `json:"close_wait,omitempty"`
+	CloseWaitOldestSeconds float64              `json:"close_wait_oldest_seconds,omitempty"`
+	FinWait2               uint64               `json:"fin_wait2,omitempty"`
+	FinWait2OldestSeconds  float64              `json:"fin_wait2_oldest_seconds,omitempty"`
+	Queues                 map[string]queuesDoc `json:"queues"` // by direction
+}
+
 type queuesDoc struct {
 	ReceiveBytes    uint64  `json:"receive_bytes"`
 	SendBytes       uint64  `json:"send_bytes"`
@@ -66,15 +93,22 @@ type queuesDoc struct {
 }
 
 type listenerDoc struct {
-	ID          uint64         `json:"id"`
-	Netns       string         `json:"netns"`
-	NetnsInode  uint32         `json:"netns_inode,omitempty"`
-	Address     string         `json:"address"`
-	Live        bool           `json:"live"`
-	Sockets     *int           `json:"sockets,omitempty"`
-	AcceptQueue acceptQueueDoc `json:"accept_queue"`
-	SynQueue    *synQueueDoc   `json:"syn_queue,omitempty"`
-	SocketDrops uint64         `json:"socket_drops"`
+	ID         uint64 `json:"id"`
+	Netns      string `json:"netns"`
+	NetnsInode uint32 `json:"netns_inode,omitempty"`
+	Address    string `json:"address"`
+	// The labels of the owner, and who it is in full.
+	Process      string         `json:"process,omitempty"`
+	PodNamespace string         `json:"pod_namespace,omitempty"`
+	Pod          string         `json:"pod,omitempty"`
+	Container    string         `json:"container,omitempty"`
+	Owner        *ownerDoc      `json:"owner,omitempty"`
+	Live         bool           `json:"live"`
+	Sockets      *int           `json:"sockets,omitempty"`
+	AcceptQueue  acceptQueueDoc `json:"accept_queue"`
+	SynQueue     *synQueueDoc   `json:"syn_queue,omitempty"`
+	SocketDrops  uint64         `json:"socket_drops"`
+	GaveUp       *uint64        `json:"gave_up,omitempty"` // clients, while they waited for accept()
 	// BacklogRequested is the last argument of listen(), AcceptQueue.Limit what
 	// became of it.
 	BacklogRequested    *int64            `json:"backlog_requested,omitempty"`
@@ -184,6 +218,7 @@ func newSnapshotDoc(s *probes.Snapshot) snapshotDoc {
 		Kernel:     kernelDoc{s.Kernel.Release, s.Kernel.Tier},
 		Namespaces: each(s.Namespaces, newNamespaceDoc),
 		Listeners:  each(s.Listeners, newListenerDoc),
+		Processes:  each(s.Processes, newProcessDoc),
 		Probes:     each(s.Probes, newProbeDoc),
 		Sources:    each(s.Sources, newSourceDoc),
 		Audits:     each(s.Audits, func(a *probes.Audit) auditDoc { return auditDoc{a.Check, a.Checks, a.Skipped} }),
@@ -259,7 +294,7 @@ func known[T any](v T, ok bool) *T {
 }
 
 func newNamespaceDoc(n *probes.Namespace) namespaceDoc {
-	doc := namespaceDoc{Name: n.Name, Inode: n.Inode, Cookie: n.Cookie}
+	doc := namespaceDoc{Name: n.Name, PodNamespace: n.PodNamespace, Pod: n.Pod, Inode: n.Inode, Cookie: n.Cookie}
 	for check, audited := range n.Audited {
 		if audited {
 			if doc.AuditDifference == nil {
@@ -338,6 +373,8 @@ func newListenerDoc(l *probes.Listener) listenerDoc {
 			Peak:      l.Peak, PeakRatio: l.PeakRatio, FullSeconds: l.FullSeconds, ConnectionSeconds: l.ConnectionSeconds,
 		},
 		SocketDrops: l.SocketDrops,
+		Process:     l.Owner.Process, PodNamespace: l.Owner.Namespace, Pod: l.Owner.Pod, Container: l.Owner.Container,
+		GaveUp: known(l.GaveUp, l.Live && l.GaveUpKnown),
 
 		BacklogRequested:  known(l.BacklogRequested, l.Live && l.BacklogRequestedKnown),
 		Connections:       known(l.Connections, l.ConnectionsKnown),
@@ -353,6 +390,12 @@ func newListenerDoc(l *probes.Listener) listenerDoc {
 		HandshakeSeconds:    known(newHistogramDoc(&l.Handshake), l.HalfOpenKnown),
 		Abandoned:           known(l.Abandoned, l.HalfOpenKnown),
 	}
+	if who := &l.Who; who.PID != 0 {
+		doc.Owner = &ownerDoc{
+			PID: who.PID, Others: who.Others, Unit: who.Unit, Runtime: who.Runtime,
+			ContainerID: who.Container, PodUID: who.PodUID, HostNetwork: who.HostNetwork,
+		}
+	}
 	if l.HalfOpenKnown {
 		doc.HalfOpenEnded = counted(tracker.HalfOpenEndNames[:], l.HalfOpenEnded[:])
 	}
@@ -363,6 +406,22 @@ func newListenerDoc(l *probes.Listener) listenerDoc {
 	}
 	if syn != (synQueueDoc{}) {
 		doc.SynQueue = &syn
+	}
+	return doc
+}
+
+func newProcessDoc(p *probes.Process) processDoc {
+	doc := processDoc{
+		Netns: p.Namespace, Process: p.Process, Processes: p.Processes,
+		CloseWait: p.CloseWait, CloseWaitOldestSeconds: p.OldestCloseWait.Seconds(),
+		FinWait2: p.FinWait2, FinWait2OldestSeconds: p.OldestFinWait2.Seconds(),
+		Queues: make(map[string]queuesDoc, census.Directions),
+	}
+	for d, q := range p.Queues {
+		doc.Queues[census.Direction(d).String()] = queuesDoc{
+			q.ReceiveBytes, q.SendBytes,
+			known(q.ReceiveMaxBytes, p.ReceiveMaxKnown[d]), known(q.SendMaxBytes, p.SendMaxKnown[d]),
+		}
 	}
 	return doc
 }

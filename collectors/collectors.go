@@ -33,6 +33,7 @@ type Gatherer struct {
 	byMetric   map[*catalogue.Metric]*family
 	listeners  table[probes.Listener]
 	namespaces table[probes.Namespace]
+	processes  table[probes.Process]
 	node       table[probes.Snapshot] // of one row
 	out        []*dto.MetricFamily
 }
@@ -52,6 +53,7 @@ func New(source Snapshotter) *Gatherer {
 	slices.SortFunc(g.families, func(a, b *family) int { return strings.Compare(a.metric.Name, b.metric.Name) })
 	g.listeners = newTable(g, listenerColumns, listenerKey, preferListener)
 	g.namespaces = newTable(g, namespaceColumns, namespaceKey, preferNamespace)
+	g.processes = newTable(g, processColumns, processKey, preferProcess)
 	g.node = newTable(g, nodeColumns, func(*probes.Snapshot) key { return key{} }, nil)
 	return g
 }
@@ -80,6 +82,7 @@ func (g *Gatherer) Gather() (families []*dto.MetricFamily, done func(), err erro
 	}
 	g.listeners.show(s.Listeners)
 	g.namespaces.show(s.Namespaces)
+	g.processes.show(s.Processes)
 	g.node.show([]probes.Snapshot{*s})
 	g.showAgent(s)
 	g.out = g.out[:0]

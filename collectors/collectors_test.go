@@ -48,16 +48,21 @@ func waits(n uint64) tracker.Histogram {
 // full is a Snapshot in which every metric has a value of its own.
 func full() *probes.Snapshot {
 	host := probes.Namespace{
-		Name: "host", Inode: 4026531840, Cookie: 1,
+		Name: "host", Inode: 4026531840, Cookie: 1, PodNamespace: "shop", Pod: "web-0",
 		SocketsKnown: true, BoundKnown: true, SettingsKnown: true,
 		Differences: [probes.AuditChecks]uint64{0, 15, 16, 17}, Audited: [probes.AuditChecks]bool{true, true, true, true},
 	}
 	for i, state := range tcpstate.All {
 		host.States[state] = uint64(100 + i)
 	}
-	for d := range host.Queues {
+	process := probes.Process{
+		Namespace: "host", PodNamespace: "shop", Pod: "web-0", Process: "nginx", Processes: 3,
+		CloseWait: 45, OldestCloseWait: 46 * time.Second, FinWait2: 47, OldestFinWait2: 48 * time.Second,
+		ReceiveMaxKnown: [census.Directions]bool{true, true}, SendMaxKnown: [census.Directions]bool{true, true},
+	}
+	for d := range process.Queues {
 		n := uint64(1000 * (d + 1))
-		host.Queues[d] = census.Queues{ReceiveBytes: n + 1, SendBytes: n + 2, ReceiveMaxBytes: n + 3, SendMaxBytes: n + 4}
+		process.Queues[d] = census.Queues{ReceiveBytes: n + 1, SendBytes: n + 2, ReceiveMaxBytes: n + 3, SendMaxBytes: n + 4}
 	}
 	for i := range host.Events {
 		host.Events[i], host.EventsKnown[i] = uint64(200+i), true
@@ -90,8 +95,11 @@ func full() *probes.Snapshot {
 		Kernel:       probes.Kernel{Release: "6.18.44", Tier: "C"},
 		Namespaces:   []probes.Namespace{host},
 		StateSeconds: &states,
+		Processes:    []probes.Process{process},
 		Listeners: []probes.Listener{{
 			ID: 1, Namespace: "host", Inode: 4026531840, Address: "0.0.0.0:80", Live: true, Sockets: 2,
+			Owner:       probes.Owner{Process: "nginx", Namespace: "shop", Pod: "web-0", Container: "front"},
+			GaveUpKnown: true, GaveUp: 6,
 			AcceptQueue: 3, AcceptQueueLimit: 8192, FillRatio: 0.25, Peak: 5, PeakRatio: 0.5,
 			FullSeconds: 1.5, ConnectionSeconds: 42.5,
 			SynQueueKnown: true, SynQueue: 7, SynPeak: 9, SynQueueLimit: 4096, SynLimitKnown: true,
@@ -326,11 +334,11 @@ func TestUnknownIsAbsent(t *testing.T) {
 	}{
 		"sockets not counted": {
 			func(s *probes.Snapshot) { s.Namespaces[0].SocketsKnown = false },
-			[]string{"sockq_tcp_sockets", "sockq_tcp_receive_queue_", "sockq_tcp_send_queue_"},
+			[]string{"sockq_tcp_sockets"},
 		},
 		"bound sockets not counted": {
 			func(s *probes.Snapshot) { s.Namespaces[0].BoundKnown = false },
-			[]string{`sockq_tcp_sockets{netns="host",state="CLOSE"}`},
+			[]string{`sockq_tcp_sockets{namespace="shop",netns="host",pod="web-0",state="CLOSE"}`},
 		},
 		"settings not read": {
 			func(s *probes.Snapshot) { s.Namespaces[0].SettingsKnown = false },
@@ -365,7 +373,7 @@ func TestUnknownIsAbsent(t *testing.T) {
 			[]string{
 				"sockq_listener_accept_queue_length", "sockq_listener_accept_queue_limit", "sockq_listener_accept_queue_fill_ratio",
 				"sockq_listener_syn_queue_length", "sockq_listener_syn_queue_limit", "sockq_listener_sockets",
-				"sockq_listener_backlog_requested",
+				"sockq_listener_backlog_requested", "sockq_listener_accept_queue_gave_up",
 			},
 		},
 		"transitions not tracked": {
@@ -379,8 +387,8 @@ func TestUnknownIsAbsent(t *testing.T) {
 				s.Namespaces[0].Unexpected[tcpstate.Edge{From: tcpstate.Listen, To: tcpstate.LastAck}] = 0
 			},
 			[]string{
-				`sockq_tcp_transitions_total{from="SYN_SENT",netns="host",to="ESTABLISHED"}`,
-				`sockq_tcp_unexpected_transitions_total{from="LISTEN",netns="host",to="LAST_ACK"}`,
+				`sockq_tcp_transitions_total{from="SYN_SENT",namespace="shop",netns="host",pod="web-0",to="ESTABLISHED"}`,
+				`sockq_tcp_unexpected_transitions_total{from="LISTEN",namespace="shop",netns="host",pod="web-0",to="LAST_ACK"}`,
 			},
 		},
 		"times in states not tracked": {
@@ -400,7 +408,7 @@ func TestUnknownIsAbsent(t *testing.T) {
 		},
 		"an error not seen yet": {
 			func(s *probes.Snapshot) { s.Namespaces[0].ConnectFailures[tracker.ConnectNoPorts] = 0 },
-			[]string{`sockq_tcp_connect_failures_total{error="no_ports",netns="host"}`},
+			[]string{`sockq_tcp_connect_failures_total{error="no_ports",namespace="shop",netns="host",pod="web-0"}`},
 		},
 		"sent resets not tracked": {
 			func(s *probes.Snapshot) { s.Namespaces[0].ResetsSentKnown = false },
@@ -413,9 +421,9 @@ func TestUnknownIsAbsent(t *testing.T) {
 				s.Listeners[0].HalfOpenEnded[tracker.EndICMP] = 0
 			},
 			[]string{
-				`sockq_tcp_resets_sent_total{netns="host",reason="TCP_STATE"}`,
-				`sockq_listener_drops_total{address="0.0.0.0:80",netns="host",reason="accept_queue_full_reset"}`,
-				`sockq_listener_half_open_ended_total{address="0.0.0.0:80",how="icmp",netns="host"}`,
+				`sockq_tcp_resets_sent_total{namespace="shop",netns="host",pod="web-0",reason="TCP_STATE"}`,
+				`sockq_listener_drops_total{address="0.0.0.0:80",container="front",namespace="shop",netns="host",pod="web-0",process="nginx",reason="accept_queue_full_reset"}`,
+				`sockq_listener_half_open_ended_total{address="0.0.0.0:80",container="front",how="icmp",namespace="shop",netns="host",pod="web-0",process="nginx"}`,
 			},
 		},
 		"received resets not tracked": {
@@ -486,6 +494,7 @@ func TestUnknownIsAbsent(t *testing.T) {
 func TestOther(t *testing.T) {
 	s := full()
 	other := s.Namespaces[0]
+	other.PodNamespace, other.Pod = "", ""
 	other.Name, other.SettingsKnown, other.Audited = probes.Other, false, [probes.AuditChecks]bool{}
 	s.Namespaces = append(s.Namespaces, other)
 	page := text(t, New(&fixed{snapshot: s}))
@@ -498,8 +507,8 @@ func TestOther(t *testing.T) {
 	}
 	want := []string{
 		"sockq_tcp_connect_failures_total", "sockq_tcp_connect_seconds_bucket", "sockq_tcp_connect_seconds_sum", "sockq_tcp_connect_seconds_count",
-		"sockq_tcp_receive_queue_bytes", "sockq_tcp_resets_received_total", "sockq_tcp_resets_sent_total",
-		"sockq_tcp_send_queue_bytes", "sockq_tcp_sockets", "sockq_tcp_transitions_total", "sockq_tcp_unexpected_transitions_total",
+		"sockq_tcp_resets_received_total", "sockq_tcp_resets_sent_total",
+		"sockq_tcp_sockets", "sockq_tcp_transitions_total", "sockq_tcp_unexpected_transitions_total",
 	}
 	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -254,6 +254,7 @@ func TestStateSecondsPerNamespace(t *testing.T) {
 		t.Errorf("node-wide (-want +got):\n%s", diff)
 	}
 	s := full()
+	s.Namespaces[0].PodNamespace, s.Namespaces[0].Pod = "", ""
 	s.Namespaces = append(s.Namespaces, s.Namespaces[0])
 	s.Namespaces[1].Name = probes.Other
 	s.Namespaces[0].StateSeconds, s.StateSeconds = s.StateSeconds, nil
@@ -297,7 +298,7 @@ func TestCountersOutliveTheListener(t *testing.T) {
 func TestVaryingSeriesAreOrdered(t *testing.T) {
 	src := &fixed{snapshot: full()}
 	g := New(src)
-	const prefix = `sockq_tcp_resets_sent_total{netns="host",reason=`
+	const prefix = `sockq_tcp_resets_sent_total{namespace="shop",netns="host",pod="web-0",reason=`
 	check := func(sent map[string]uint64, want ...string) {
 		t.Helper()
 		src.snapshot.Namespaces[0].ResetsSent = sent

@@ -20,6 +20,7 @@ var listenerColumns = func() (out columns[probes.Listener]) {
 	add(catalogue.SynQueueLength, func(l *probes.Listener) (float64, bool) { return float64(l.SynQueue), l.Live && l.SynQueueKnown })
 	add(catalogue.SynQueuePeak, func(l *probes.Listener) (float64, bool) { return float64(l.SynPeak), l.SynQueueKnown })
 	add(catalogue.SynQueueLimit, func(l *probes.Listener) (float64, bool) { return float64(l.SynQueueLimit), l.Live && l.SynLimitKnown })
+	add(catalogue.AcceptQueueGaveUp, func(l *probes.Listener) (float64, bool) { return float64(l.GaveUp), l.Live && l.GaveUpKnown })
 	add(catalogue.ListenerSockets, func(l *probes.Listener) (float64, bool) { return float64(l.Sockets), l.Live })
 	add(catalogue.SocketDrops, func(l *probes.Listener) (float64, bool) { return float64(l.SocketDrops), true })
 

@@ -17,20 +17,6 @@ var namespaceColumns = func() (out columns[probes.Namespace]) {
 			return float64(n.States[state]), n.SocketsKnown && (state != tcpstate.Close || n.BoundKnown)
 		}, state.String())
 	}
-	for d := range census.Directions {
-		add(catalogue.ReceiveQueueBytes, func(n *probes.Namespace) (float64, bool) {
-			return float64(n.Queues[d].ReceiveBytes), n.SocketsKnown
-		}, d.String())
-		add(catalogue.SendQueueBytes, func(n *probes.Namespace) (float64, bool) {
-			return float64(n.Queues[d].SendBytes), n.SocketsKnown
-		}, d.String())
-		add(catalogue.ReceiveQueueMaxBytes, func(n *probes.Namespace) (float64, bool) {
-			return float64(n.Queues[d].ReceiveMaxBytes), n.SocketsKnown && n.Name != probes.Other
-		}, d.String())
-		add(catalogue.SendQueueMaxBytes, func(n *probes.Namespace) (float64, bool) {
-			return float64(n.Queues[d].SendMaxBytes), n.SocketsKnown && n.Name != probes.Other
-		}, d.String())
-	}
 	for i, event := range census.EventNames {
 		add(catalogue.KernelTCPEvents, func(n *probes.Namespace) (float64, bool) {
 			return float64(n.Events[i]), n.SettingsKnown && n.EventsKnown[i]
@@ -118,7 +104,9 @@ func stateColumns[T any](of func(*T) *[tcpstate.Count]tracker.Histogram) (out []
 	return out
 }
 
-func namespaceKey(n *probes.Namespace) key { return key{validUTF8(n.Name)} }
+func namespaceKey(n *probes.Namespace) key {
+	return key{validUTF8(n.Name), validUTF8(n.PodNamespace), validUTF8(n.Pod)}
+}
 
 // preferNamespace keeps the first of two namespaces of one name.
 func preferNamespace(_, _ *probes.Namespace) bool { return false }

@@ -426,6 +426,15 @@ func (l *ledger) leave(s *socket) {
 	s.set = nil
 }
 
+// listening are the sockets that the last sample met.
+func (l *ledger) listening() []census.Listener {
+	list := make([]census.Listener, 0, len(l.sockets))
+	for _, s := range l.sockets {
+		list = append(list, s.listener)
+	}
+	return list
+}
+
 // reown lets the next sample start new series for the sockets that turned out to
 // belong to somebody else: labels are frozen when a series starts. What is in
 // Other stays there.

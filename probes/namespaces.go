@@ -210,6 +210,17 @@ func (r *registry) listed() []identity {
 	return slices.Collect(maps.Keys(r.known))
 }
 
+// read are the namespaces on the last list, as they were read.
+func (r *registry) read() []census.Namespace {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]census.Namespace, 0, len(r.known))
+	for _, n := range r.known {
+		list = append(list, n.read)
+	}
+	return list
+}
+
 // snapshot joins the namespaces that exist with those that the last census counted.
 func (r *registry) snapshot(counted map[identity]census.NamespaceSockets, boundKnown bool) []Namespace {
 	r.mu.Lock()

@@ -2,9 +2,18 @@ package probes
 
 import (
 	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"sync"
+	"time"
 
 	"sockq/probes/census"
+	"sockq/probes/netns"
+	"sockq/probes/owner"
 )
 
 // Owner is whom sockets belong to, as labels tell it; "" for what is unknown.
@@ -56,4 +65,324 @@ func sharedAddress(r *census.Listener) string {
 		shared += "%" + device(r)
 	}
 	return shared
+}
+
+// Names of probes.
+const (
+	probeOwners = "owners"
+	probePods   = "pods"
+)
+
+const (
+	// Whose sockets are is looked up for at most this share of a CPU.
+	ownersShare = 100
+	// What is known of the processes that have a listener open is believed for
+	// this long.
+	believeOwner = time.Minute
+)
+
+// owners knows who sockets belong to.
+type owners struct {
+	finder  *owner.Finder
+	holders *census.Holders // nil: by the processes' lists of open files, listeners only
+
+	reading sync.Mutex // one at a time; of what follows
+	next    time.Time  // no reading before
+	closed  bool
+
+	mu        sync.Mutex          // what follows
+	listeners map[uint64]*holding // by the number of the socket's inode
+	processes []census.Process
+	known     bool // processes were read
+}
+
+// holding is who has a listening socket open.
+type holding struct {
+	pids  []uint32
+	who   owner.Owner
+	owner Owner
+	asked time.Time
+	seen  bool // by this reading
+}
+
+// find is the owner of a listening socket; false as long as nobody has looked.
+func (o *owners) find(r *census.Listener) (Owner, bool) {
+	if r.Socket == 0 { // nobody has it open
+		return Owner{}, true
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	h := o.listeners[r.Socket]
+	if h == nil {
+		return Owner{}, false
+	}
+	return h.owner, true
+}
+
+// read looks who has which socket open. A reading that comes too soon after a
+// costly one is left out.
+func (o *owners) read(ctx context.Context, namespaces []census.Namespace, listeners []census.Listener) error {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	start := time.Now()
+	switch {
+	case o.closed:
+		return errClosed
+	case start.Before(o.next):
+		return nil
+	}
+	pids, processes, err := o.holding(ctx, namespaces, listeners)
+	if err != nil {
+		return err
+	}
+	o.resolve(pids, listeners)
+	o.mu.Lock()
+	o.processes, o.known = processes, o.holders != nil
+	o.mu.Unlock()
+	end := time.Now()
+	o.next = end.Add(ownersShare * end.Sub(start))
+	return nil
+}
+
+// holding are the processes that have each listening socket open, and what
+// processes have open besides.
+func (o *owners) holding(ctx context.Context, namespaces []census.Namespace, listeners []census.Listener) (map[uint64][]uint32, []census.Process, error) {
+	if o.holders == nil {
+		pids, err := o.scan(listeners)
+		return pids, nil, err
+	}
+	held, err := o.holders.Read(ctx, namespaces, listeners)
+	if err != nil {
+		return nil, nil, err
+	}
+	pids := make(map[uint64][]uint32, len(listeners))
+	for _, l := range held.Listeners {
+		pids[l.Socket] = append(pids[l.Socket], l.PID)
+	}
+	for _, list := range pids {
+		slices.Sort(list)
+	}
+	return pids, slices.Clone(held.Processes), nil
+}
+
+// scan looks for the sockets that are new; of the others it is known.
+func (o *owners) scan(listeners []census.Listener) (map[uint64][]uint32, error) {
+	strangers := make(map[uint64]struct{})
+	pids := make(map[uint64][]uint32)
+	o.mu.Lock()
+	for i := range listeners {
+		socket := listeners[i].Socket
+		if h := o.listeners[socket]; h != nil && time.Since(h.asked) < believeOwner {
+			pids[socket] = h.pids
+		} else if socket != 0 {
+			strangers[socket] = struct{}{}
+		}
+	}
+	o.mu.Unlock()
+	found, err := o.finder.Scan(strangers)
+	maps.Copy(pids, found)
+	return pids, err
+}
+
+// resolve asks who the processes are, where they are not known.
+func (o *owners) resolve(pids map[uint64][]uint32, listeners []census.Listener) {
+	now := time.Now()
+	resolved := make(map[uint64]*holding, len(listeners))
+	for i := range listeners {
+		socket := listeners[i].Socket
+		if socket == 0 || resolved[socket] != nil {
+			continue
+		}
+		o.mu.Lock()
+		h := o.listeners[socket]
+		o.mu.Unlock()
+		if h == nil || now.Sub(h.asked) >= believeOwner || !slices.Equal(h.pids, pids[socket]) || h.who.Container != "" && h.who.Pod == "" {
+			h = &holding{pids: pids[socket], asked: now}
+			if len(h.pids) > 0 {
+				h.who = o.finder.Of(h.pids)
+				h.owner = labelsOf(&h.who)
+			}
+		}
+		resolved[socket] = h
+	}
+	o.mu.Lock()
+	o.listeners = resolved
+	o.mu.Unlock()
+}
+
+// labelsOf is what labels tell of an owner: of a container without a name the id as
+// container engines shorten it.
+func labelsOf(who *owner.Owner) Owner {
+	const short = 12
+	container := who.ContainerName
+	if container == "" && len(who.Container) > short {
+		container = who.Container[:short]
+	}
+	return Owner{Process: who.Process, Namespace: who.Namespace, Pod: who.Pod, Container: container}
+}
+
+// who are the owners of listening sockets in full.
+func (o *owners) who(socket uint64) owner.Owner {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if h := o.listeners[socket]; h != nil {
+		return h.who
+	}
+	return owner.Owner{}
+}
+
+func (o *owners) lost() map[string]uint64 {
+	lost := o.finder.Lost()
+	if o.holders != nil {
+		maps.Copy(lost, o.holders.Lost())
+	}
+	return lost
+}
+
+func (o *owners) close() error {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	o.closed = true
+	err := o.finder.Close()
+	if o.holders != nil {
+		err = errors.Join(err, o.holders.Close())
+	}
+	return err
+}
+
+// describePods says where the names of pods come from.
+func (o *owners) describePods(p *Probe) {
+	source, err := o.finder.Pods()
+	p.Mechanism, p.Attached, p.Reason = cmp.Or(source, "none"), source != "" && err == nil, ""
+	switch {
+	case err != nil:
+		p.Mechanism, p.Reason = "none", err.Error()
+	case source == "":
+		p.Reason = "turned off"
+	}
+}
+
+// openOwners fails only where an option is wrong.
+func (p *Probes) openOwners() error {
+	if p.opts.NoOwners {
+		p.missing(probeOwners, errors.New("turned off"))
+		return nil
+	}
+	opts := p.opts.Owners
+	opts.Logger, opts.ProcFS = p.log, p.opts.ProcFS
+	finder, err := owner.Open(opts)
+	if err != nil {
+		return fmt.Errorf("look for owners: %w", err)
+	}
+	p.owners = &owners{finder: finder, listeners: make(map[uint64]*holding)}
+	found := Probe{Name: probeOwners, Mechanism: "iter", Attached: true}
+	if p.opts.Mechanism == census.MechanismSockDiag {
+		err = errors.New("the sock_diag source was asked for")
+	} else {
+		p.owners.holders, err = census.OpenHolders()
+	}
+	if err != nil {
+		found.Mechanism, found.Reason = "procfs", "of listeners only: "+err.Error()
+	}
+	p.fixed = append(p.fixed, found, Probe{Name: probePods})
+	return nil
+}
+
+// readOwners looks whose the sockets are.
+func (p *Probes) readOwners(ctx context.Context) error {
+	if p.owners == nil {
+		return nil
+	}
+	return p.read(SourceOwners, func() error {
+		p.listeners.Lock()
+		listeners := p.ledger.listening()
+		p.listeners.Unlock()
+		if err := p.owners.read(ctx, p.registry.read(), listeners); err != nil {
+			return err
+		}
+		p.listeners.Lock()
+		defer p.listeners.Unlock()
+		p.ledger.reown()
+		return nil
+	})
+}
+
+// addOwners adds to the listeners of a Snapshot who their owners are in full, and
+// whose clients gave up.
+func (p *Probes) addOwners(s *Snapshot) {
+	type port struct {
+		id     identity
+		number uint16
+	}
+	places := make(map[uint64]int, len(s.Listeners)) // by ID
+	for i := range s.Listeners {
+		places[s.Listeners[i].ID] = i
+	}
+	sets := make(map[port]uint64) // whose the port is; 0: of several
+	for _, socket := range p.ledger.sockets {
+		if socket.set == nil {
+			continue
+		}
+		r := &socket.listener
+		l := &s.Listeners[places[socket.set.ID]]
+		if p.owners != nil && socket.set.own && l.Who.PID == 0 {
+			l.Who = p.owners.who(r.Socket)
+		}
+		at := port{identity{r.Inode, r.NetnsCookie}, r.Address.Port()}
+		if id, ok := sets[at]; ok && id != socket.set.ID || !socket.set.own {
+			sets[at] = 0
+		} else {
+			sets[at] = socket.set.ID
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.counted == nil {
+		return
+	}
+	for _, id := range sets {
+		if id != 0 {
+			s.Listeners[places[id]].GaveUpKnown = true
+		}
+	}
+	for _, g := range p.gaveUp {
+		if id := sets[port{identity{g.Inode, g.Cookie}, g.Port}]; id != 0 {
+			s.Listeners[places[id]].GaveUp += g.Connections
+		}
+	}
+}
+
+// addProcesses adds the processes with their connections, and the pods that
+// namespaces belong to.
+func (p *Probes) addProcesses(s *Snapshot) {
+	var list []census.Process
+	pods := make(map[identity]owner.Owner)
+	if p.owners != nil {
+		p.owners.mu.Lock()
+		list = p.owners.processes
+		p.owners.mu.Unlock()
+		p.listeners.Lock()
+		for _, socket := range p.ledger.sockets {
+			if who := p.owners.who(socket.listener.Socket); who.Pod != "" && !who.HostNetwork {
+				pods[identity{socket.listener.Inode, socket.listener.NetnsCookie}] = who
+			}
+		}
+		p.listeners.Unlock()
+	}
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		if pod, ok := pods[identity{n.Inode, n.Cookie}]; ok && n.Name != netns.Host && n.Name != Other {
+			n.PodNamespace, n.Pod = pod.Namespace, pod.Pod
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name := func(inode uint32, cookie uint64) string {
+		if name, ok := p.registry.find(inode, cookie); ok {
+			return name
+		}
+		return p.registry.name(inode, cookie)
+	}
+	s.Processes = p.processes.join(list, s.Namespaces, name, s.Time)
+	s.Lost["processes_over_cap"] = p.processes.overCap
 }

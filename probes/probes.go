@@ -21,6 +21,7 @@ import (
 
 	"sockq/probes/census"
 	"sockq/probes/netns"
+	"sockq/probes/owner"
 	"sockq/probes/tracker"
 )
 
@@ -31,6 +32,12 @@ type Options struct {
 	ListenerInterval time.Duration // default 100 ms
 	MaxListeners     int           // default 1,000 sets of sockets
 	MaxNamespaces    int           // default 300
+	MaxProcesses     int           // default 200 names of processes
+	Collapse         Collapse      // which listeners of a process share one series
+	// NoOwners does not look whom sockets belong to. Owners says where the names of
+	// pods come from; ProcFS and Logger are those above.
+	NoOwners bool
+	Owners   owner.Options
 	// AuditBudget is the share of one CPU that audits may use, 0 for none;
 	// negative for DefaultAuditBudget.
 	AuditBudget float64
@@ -61,6 +68,7 @@ func (o *Options) setDefaults() {
 	o.ListenerInterval = cmp.Or(o.ListenerInterval, 100*time.Millisecond)
 	o.MaxListeners = cmp.Or(o.MaxListeners, 1000)
 	o.MaxNamespaces = cmp.Or(o.MaxNamespaces, 300)
+	o.MaxProcesses = cmp.Or(o.MaxProcesses, 200)
 	o.ProcFS = cmp.Or(o.ProcFS, "/proc")
 	o.SysFS = cmp.Or(o.SysFS, "/sys")
 	o.NetnsPath = cmp.Or(o.NetnsPath, "/run/netns")
@@ -78,6 +86,7 @@ const (
 	SourceTracker    = "tracker"
 	SourceAudit      = "audit"
 	SourceRefusals   = "audit_refusals"
+	SourceOwners     = "owners"
 )
 
 var errClosed = errors.New("the probes are closed")
@@ -94,6 +103,8 @@ type Probes struct {
 	names    *netns.Names
 	auditor  *auditor        // nil for none
 	refusals *refusalAuditor // the same
+	owners   *owners         // the same
+	wake     chan struct{}   // a listener waits for its owner to be found
 	tracked  *tracked        // the same
 	stats    io.Closer
 
@@ -103,10 +114,12 @@ type Probes struct {
 	registry   *registry
 	listeners  sync.Mutex // one reader of source.Listeners, and the ledger
 	ledger     *ledger
+	processes  processes
 	closed     bool // changed under both
 
 	mu         sync.Mutex // what follows
 	counted    map[identity]census.NamespaceSockets
+	gaveUp     []census.GaveUp
 	boundKnown bool
 	sources    map[string]*SourceStatus
 }
@@ -115,7 +128,7 @@ type Probes struct {
 // else is missing is named in Snapshot.Probes and logged.
 func Open(opts Options) (_ *Probes, err error) {
 	opts.setDefaults()
-	p := &Probes{opts: opts, log: opts.Logger, sources: make(map[string]*SourceStatus)}
+	p := &Probes{opts: opts, log: opts.Logger, sources: make(map[string]*SourceStatus), wake: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -136,13 +149,21 @@ func Open(opts Options) (_ *Probes, err error) {
 		p.log.Warn("No events are tracked: no transitions, arrivals, accepts, connects", "reason", untracked)
 	}
 	p.openAudit()
+	if err := p.openOwners(); err != nil {
+		return nil, err
+	}
 	if opts.BPFStats && p.walk != nil {
 		if p.stats, err = ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err != nil {
 			return nil, fmt.Errorf("count runs of BPF programs (--bpf-stats needs CAP_SYS_ADMIN): %w", err)
 		}
 	}
 	p.registry = newRegistry(opts.MaxNamespaces, p.names)
+	p.processes = processes{max: opts.MaxProcesses, own: make(map[processLabels]time.Time)}
 	p.ledger = newLedger(opts.ListenerInterval, opts.MaxListeners)
+	p.ledger.collapse = opts.Collapse
+	if p.owners != nil {
+		p.ledger.owner = p.owners.find
+	}
 	p.ledger.name, p.ledger.synBound, p.ledger.exists = p.registry.name, p.registry.synBound, p.registry.knows
 	if p.tracked != nil {
 		p.ledger.knows = p.tracked.ofListeners()
@@ -158,6 +179,12 @@ func Open(opts Options) (_ *Probes, err error) {
 	}
 	if err := p.sample(true); err != nil {
 		return nil, err
+	}
+	if p.owners != nil { // series begin when their owners are known
+		_ = p.readOwners(context.Background())
+		if err := p.sample(true); err != nil {
+			return nil, err
+		}
 	}
 	debug.FreeOSMemory() // what it took to load the programs
 	return p, nil
@@ -286,6 +313,16 @@ func (p *Probes) Run(ctx context.Context) error {
 		pace(ctx, p.opts.ListenerInterval, func() { _ = p.sample(false) })
 	})
 	running.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.wake:
+				_ = p.readOwners(ctx)
+			}
+		}
+	})
+	running.Go(func() {
 		taken := 0
 		var next time.Time
 		takeCensus := func() {
@@ -296,6 +333,7 @@ func (p *Probes) Run(ctx context.Context) error {
 			_ = p.readNamespaces(true)
 			_ = p.sample(true)
 			_ = p.sweep()
+			_ = p.readOwners(ctx)
 			_ = p.takeCensus(ctx)
 			_ = p.auditRefusals()
 			if p.walk == nil {
@@ -457,6 +495,12 @@ func (p *Probes) addSample(anyway, events bool) (strangers bool, err error) {
 		return true, nil
 	}
 	p.ledger.add(time.Now(), list)
+	if p.ledger.unasked {
+		select {
+		case p.wake <- struct{}{}:
+		default: // it is awake
+		}
+	}
 	if events {
 		counted, err := p.tracked.listeners(p.registry)
 		if err != nil {
@@ -514,6 +558,7 @@ func (p *Probes) takeCensus(ctx context.Context) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.counted, p.boundKnown = counted, sockets.BoundKnown
+		p.gaveUp = append(p.gaveUp[:0], sockets.GaveUp...)
 		return nil
 	})
 }
@@ -567,12 +612,14 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	s.Lost["listeners_gone"] = p.ledger.nobodys
 	s.Lost["listeners_evicted"] = p.ledger.evicted
 	forgiven := p.ledger.forgiven
+	p.addOwners(s)
 	p.listeners.Unlock()
 
 	p.mu.Lock()
 	counted, boundKnown := p.counted, p.boundKnown
 	p.mu.Unlock()
 	s.Namespaces = p.registry.snapshot(counted, boundKnown)
+	p.addProcesses(s)
 	p.addTracked(s)
 	if p.tracked != nil {
 		s.Lost["tracked_accepts"] += forgiven
@@ -596,6 +643,9 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 func (p *Probes) lost() map[string]uint64 {
 	lost := p.source.Lost()
 	lost["namespaces_unreadable"] = p.names.Unreadable()
+	if p.owners != nil {
+		maps.Copy(lost, p.owners.lost())
+	}
 	return lost
 }
 
@@ -608,6 +658,9 @@ func (p *Probes) probes() []Probe {
 			if err := p.auditor.reason(); err != nil {
 				probe.Reason = "the own namespace only: " + err.Error()
 			}
+		}
+		if probe.Name == probePods && p.owners != nil {
+			p.owners.describePods(probe)
 		}
 		if p.sockDiag != nil && probe.Mechanism == string(census.MechanismSockDiag) && probe.Name != "audit" {
 			if err := p.sockDiag.EntryError(); err != nil {
@@ -644,6 +697,9 @@ func (p *Probes) misses(program *ebpf.Program, stats *ebpf.ProgramStats) uint64 
 
 // programs are those of a probe. None after Close.
 func (p *Probes) programs(probe string) []*ebpf.Program {
+	if probe == probeOwners && p.owners != nil && p.owners.holders != nil {
+		return p.owners.holders.Programs()
+	}
 	if p.walk != nil {
 		if programs := p.walk.Programs()[probe]; programs != nil {
 			return programs
@@ -691,6 +747,9 @@ func (p *Probes) Close() error {
 	}
 	if p.tracked != nil {
 		err = errors.Join(err, p.tracked.tracker.Close())
+	}
+	if p.owners != nil {
+		err = errors.Join(err, p.owners.close())
 	}
 	if p.source != nil {
 		err = errors.Join(err, p.source.Close())

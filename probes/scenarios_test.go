@@ -27,7 +27,7 @@ import (
 // open starts probes that find the namespaces of dir and are driven by hand.
 func open(t testing.TB, mechanism census.Mechanism, dir string) *Probes {
 	t.Helper()
-	p, err := Open(Options{Mechanism: mechanism, NetnsPath: dir, AuditBudget: 1, MaxListeners: 100_000, MaxNamespaces: 10_000})
+	p, err := Open(Options{Mechanism: mechanism, NetnsPath: dir, AuditBudget: 1, MaxListeners: 100_000, MaxNamespaces: 10_000, NoOwners: true})
 	if err != nil {
 		t.Fatal(err)
 	}

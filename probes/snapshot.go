@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"sockq/probes/census"
+	"sockq/probes/owner"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
 )
@@ -19,6 +20,7 @@ type Snapshot struct {
 	Kernel     Kernel
 	Namespaces []Namespace // ordered by name; Other last
 	Listeners  []Listener  // ordered by namespace and address
+	Processes  []Process   // ordered by namespace and name
 	Probes     []Probe
 	Sources    []SourceStatus
 	Audits     []Audit
@@ -43,6 +45,9 @@ type Namespace struct {
 	Name   string // "host", the name under --path.netns, or the inode number
 	Inode  uint32
 	Cookie uint64
+	// Pod is the pod that the namespace belongs to, and PodNamespace its namespace;
+	// "" where it is none's, or nobody knows.
+	PodNamespace, Pod string
 	// SocketsKnown tells that the last census counted this namespace.
 	SocketsKnown bool
 	// States counts sockets by reported state, mini-sockets included.
@@ -90,6 +95,8 @@ type Listener struct {
 	Inode     uint32
 	Address   string // "0.0.0.0:80", "[::]:443", "0.0.0.0:80%vrf1", "0.0.0.0:*" for those of Collapse
 	Owner     Owner  // when the set was first seen
+	// Who is the owner in full, of one of the sockets that listen there now.
+	Who owner.Owner
 	// Live tells that a socket listens there now. A set lives on for five
 	// minutes after its last socket, with its counters and peaks only.
 	Live bool
@@ -112,6 +119,11 @@ type Listener struct {
 	SynQueueLimit     uint64
 	SynLimitKnown     bool   // needs the namespace's sysctls
 	SocketDrops       uint64 // sum of the increases of sk_drops
+
+	// GaveUp are connections in the accept queue whose client has closed its side,
+	// at the last census; unknown where several sets share the port.
+	GaveUpKnown bool
+	GaveUp      uint64
 
 	// What the tracker saw, each with whether it could.
 	ConnectionsKnown bool
@@ -138,6 +150,26 @@ type Listener struct {
 	HalfOpenEnded [tracker.HalfOpenEnds]uint64
 	Handshake     tracker.Histogram // from the SYN to the accept queue
 	Abandoned     uint64            // in the accept queue when the listener closed
+}
+
+// Process is the connections of all processes of one name in one namespace.
+type Process struct {
+	Namespace string // as Namespace.Name
+	// PodNamespace and Pod are the namespace's.
+	PodNamespace, Pod string
+	// Process is the name; Other sums those over Options.MaxProcesses. "" is what
+	// no process was found to have open, queues only: connections that wait for
+	// accept(), orphans, and where owners are unknown all.
+	Process   string
+	Processes int // how many there are
+	// CloseWait are connections that the peer has closed and the process has not,
+	// FinWait2 those that it has closed and the peer has not.
+	CloseWait, FinWait2             uint64
+	OldestCloseWait, OldestFinWait2 time.Duration // at least
+	// Queues sum up those of the processes. The maxima of "" are unknown where a
+	// process has a connection as full.
+	Queues                        [census.Directions]census.Queues
+	ReceiveMaxKnown, SendMaxKnown [census.Directions]bool
 }
 
 // Probe is a part of the agent that attaches to the kernel, or could not.

@@ -39,7 +39,7 @@ func namespaceOf(s *Snapshot, name string) *Namespace {
 // never falls. Others on the machine may be in the sum, too.
 func TestTrackedNamespacesOverTheCap(t *testing.T) {
 	dir := t.TempDir()
-	p, err := Open(Options{NetnsPath: dir, MaxNamespaces: 1, MaxListeners: 100_000, AuditBudget: 0, StatesPerNamespace: true})
+	p, err := Open(Options{NetnsPath: dir, MaxNamespaces: 1, MaxListeners: 100_000, AuditBudget: 0, StatesPerNamespace: true, NoOwners: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ var beyondTracepoints = []string{tracker.StoryRefusals, tracker.StoryHalfOpen, t
 
 // What is turned off or cannot be attached is absent and named.
 func TestWhatIsNotTrackedIsNamed(t *testing.T) {
-	p, err := Open(Options{NetnsPath: t.TempDir(), MaxListeners: 100_000, MaxNamespaces: 10_000, NoSyscalls: true, NoStateSeconds: true})
+	p, err := Open(Options{NetnsPath: t.TempDir(), MaxListeners: 100_000, MaxNamespaces: 10_000, NoSyscalls: true, NoStateSeconds: true, NoOwners: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ const (
 	Namespaces Probe = "namespaces"
 	Audits     Probe = "audit"
 	Agent      Probe = "agent"
+	Owners     Probe = "owners"
 
 	// Those of the event tracker.
 	TrackTransitions       Probe = "transitions"
@@ -40,14 +41,13 @@ const (
 	TrackRefusals          Probe = "refusals"  // what became of each SYN
 
 	// Those that do not exist in this version: what they fill is never exported.
-	Owners    Probe = "owners"
 	Diagnosis Probe = "diagnosis"
 )
 
 // Exists tells whether this version has the probe.
 func (p Probe) Exists() bool {
 	switch p {
-	case Owners, Diagnosis:
+	case Diagnosis:
 		return false
 	}
 	return true
@@ -102,6 +102,8 @@ const (
 	needsWalk = "BPF walk or setns"
 	// sock_diag has no field for the SYN queue.
 	needsOnlyWalk = "BPF walk"
+	// The queues of all are known by the census, whose they are by the owners.
+	needsHolders  = "CAP_BPF and CAP_PERFMON, host PID namespace"
 	needsSyscalls = "on C syscall tracepoints"
 	// Tier C reads the depth where a listener is told of an arrival.
 	needsArrivals = needsWalk + "; at each arrival from Linux 6.3, else of samples"

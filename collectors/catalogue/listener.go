@@ -46,6 +46,8 @@ var (
 		"Highest length of a socket's SYN queue in the last 60 to 120 seconds.")
 	SynQueueLimit = listener("syn_queue_limit", Gauge, Listeners, AllTiers, needsWalk,
 		"Length at which the SYN queue is full: the backlog, or with tcp_syncookies=0 the smaller of it and 3/4 of tcp_max_syn_backlog.")
+	AcceptQueueGaveUp = listener("accept_queue_gave_up", Gauge, Census, AllTiers, needsWalk,
+		"Connections in the accept queue whose client has closed its side already, at the last census. Absent where several listeners share the port.")
 	ListenerSockets = listener("sockets", Gauge, Listeners, AllTiers, needsWalk,
 		"Sockets that listen on this address; more than one in a SO_REUSEPORT group.")
 	SocketDrops = listener("socket_drops_total", Counter, Listeners, AllTiers, needsWalk,

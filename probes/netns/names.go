@@ -21,9 +21,11 @@ const (
 	maxNamed     = 4096
 	maxProcesses = 16384
 
-	host  = "host"
 	other = "other" // stands for a sum of namespaces
 )
+
+// Host is the name of the node's own namespace.
+const Host = "host"
 
 // Names resolves the inode of a network namespace to a name. It is safe for
 // concurrent use.
@@ -135,7 +137,7 @@ func readNames(dir string, limit int) (names []string, more bool, err error) {
 // anything else by characters that are invisible or no text. NAME_MAX bounds it
 // to 255 bytes.
 func usable(name string) bool {
-	if name == host || name == other || !utf8.ValidString(name) {
+	if name == Host || name == other || !utf8.ValidString(name) {
 		return false
 	}
 	if strings.Trim(name, "0123456789") == "" {
@@ -161,7 +163,7 @@ func (n *Names) Name(inode uint32, initial bool) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.pid1 != 0 && inode == n.pid1 || n.pid1 == 0 && initial {
-		return host
+		return Host
 	}
 	if name, ok := n.named[inode]; ok {
 		return name

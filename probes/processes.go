@@ -1,0 +1,121 @@
+package probes
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"sockq/probes/census"
+)
+
+// keepProcess is how long a process' labels stay its own when there is nothing to
+// tell of it.
+const keepProcess = 5 * time.Minute
+
+// processes bounds the names of processes that have series of their own.
+type processes struct {
+	max     int
+	own     map[processLabels]time.Time // and when there was last something to tell
+	overCap uint64
+}
+
+type processLabels struct{ namespace, process string }
+
+// name is what a process is called: Other where there are too many.
+func (p *processes) name(l processLabels, now time.Time) string {
+	if _, ok := p.own[l]; !ok && len(p.own) >= p.max {
+		for label, last := range p.own {
+			if now.Sub(last) >= keepProcess {
+				delete(p.own, label)
+			}
+		}
+		if len(p.own) >= p.max {
+			p.overCap++
+			return Other
+		}
+	}
+	p.own[l] = now
+	return l.process
+}
+
+// join sums the connections of processes by name, and adds for each
+// namespace, under the name "", what none of them has open.
+func (p *processes) join(list []census.Process, namespaces []Namespace, name func(inode uint32, cookie uint64) string, now time.Time) []Process {
+	rows := make(map[processLabels]*Process)
+	row := func(l processLabels) *Process {
+		if rows[l] == nil {
+			rows[l] = &Process{Namespace: l.namespace, Process: l.process}
+		}
+		return rows[l]
+	}
+	for i := range list {
+		c := &list[i]
+		namespace := name(c.Inode, c.NetnsCookie)
+		row(processLabels{namespace, p.name(processLabels{namespace, c.Comm}, now)}).add(c)
+	}
+	named := slices.Collect(maps.Values(rows))
+	pods := make(map[string]*Namespace)
+	for i := range namespaces {
+		n := &namespaces[i]
+		if n.SocketsKnown {
+			row(processLabels{namespace: n.Name}).Queues = n.Queues
+		}
+		pods[n.Name] = n
+	}
+	for _, r := range named {
+		if rest := rows[processLabels{namespace: r.Namespace}]; rest != nil {
+			rest.less(r)
+		}
+	}
+	joined := make([]Process, 0, len(rows))
+	for _, r := range rows {
+		if n := pods[r.Namespace]; n != nil {
+			r.PodNamespace, r.Pod = n.PodNamespace, n.Pod
+		}
+		for d, q := range r.Queues {
+			known := r.Namespace != Other
+			r.ReceiveMaxKnown[d] = known && (r.Process != "" || q.ReceiveMaxBytes > 0 || q.ReceiveBytes == 0)
+			r.SendMaxKnown[d] = known && (r.Process != "" || q.SendMaxBytes > 0 || q.SendBytes == 0)
+		}
+		joined = append(joined, *r)
+	}
+	slices.SortFunc(joined, func(a, b Process) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Process, b.Process))
+	})
+	return joined
+}
+
+func (p *Process) add(c *census.Process) {
+	p.Processes++
+	p.CloseWait += c.CloseWait
+	p.FinWait2 += c.FinWait2
+	p.OldestCloseWait = max(p.OldestCloseWait, c.OldestCloseWait)
+	p.OldestFinWait2 = max(p.OldestFinWait2, c.OldestFinWait2)
+	if !c.QueuesKnown {
+		return
+	}
+	for d := range p.Queues {
+		q, more := &p.Queues[d], &c.Queues[d]
+		q.ReceiveBytes += more.ReceiveBytes
+		q.SendBytes += more.SendBytes
+		q.ReceiveMaxBytes = max(q.ReceiveMaxBytes, more.ReceiveMaxBytes)
+		q.SendMaxBytes = max(q.SendMaxBytes, more.SendMaxBytes)
+	}
+}
+
+// less takes away what a process has open. The two were not counted at the same
+// instant. The fullest connection is one of the rest only if no process has it.
+func (p *Process) less(named *Process) {
+	for d := range p.Queues {
+		q, n := &p.Queues[d], &named.Queues[d]
+		q.ReceiveBytes -= min(q.ReceiveBytes, n.ReceiveBytes)
+		q.SendBytes -= min(q.SendBytes, n.SendBytes)
+		if n.ReceiveMaxBytes >= q.ReceiveMaxBytes {
+			q.ReceiveMaxBytes = 0
+		}
+		if n.SendMaxBytes >= q.SendMaxBytes {
+			q.SendMaxBytes = 0
+		}
+	}
+}
