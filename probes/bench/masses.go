@@ -46,6 +46,9 @@ func (b *bench) masses() error {
 	if err := b.audit(n, b.small); err != nil {
 		return err
 	}
+	if err := b.holders(n, b.small); err != nil {
+		return err
+	}
 	progress("making %s sockets", count(b.large))
 	if err := n.connect(b.ctx, (b.large-b.small)/2); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"sockq/probes/tcpstate"
@@ -102,6 +103,10 @@ func OpenHolders() (_ *Holders, err error) {
 			h.Close()
 		}
 	}()
+	// Before 5.11 maps count against what a process may lock in memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
+	}
 	if err := loadHoldersObjects(&h.objects, nil); err != nil {
 		return nil, Explain("load the iterator over open files", err)
 	}

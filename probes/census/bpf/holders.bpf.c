@@ -132,12 +132,12 @@ static __always_inline void add_queues(struct reading *r, struct process_record 
 		q->send_max_bytes = send;
 }
 
-static __always_inline int count_connection(struct reading *r, struct bpf_iter__task_file *ctx, struct sock *sk, __u8 state)
+static __always_inline int count_connection(struct reading *r, struct task_struct *task, __u64 inode, struct sock *sk, __u8 state)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	__s32 receive = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 	__s32 send = BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una);
-	struct held_socket met = { .socket = ctx->file->f_inode->i_ino, .reading = r->number, .state = state };
+	struct held_socket met = { .socket = inode, .reading = r->number, .state = state };
 	__u64 key = (__u64)sk, now;
 	struct process_record *p;
 	struct held_socket *before;
@@ -158,7 +158,7 @@ static __always_inline int count_connection(struct reading *r, struct bpf_iter__
 		r->lost_sockets++;
 		return 0;
 	}
-	p = find_process(r, ctx->task, BPF_CORE_READ(sk, __sk_common.skc_net.net));
+	p = find_process(r, task, BPF_CORE_READ(sk, __sk_common.skc_net.net));
 	if (!p) {
 		r->lost_processes++;
 		return 0;
@@ -183,18 +183,13 @@ static __always_inline int count_connection(struct reading *r, struct bpf_iter__
 static __always_inline struct sock *tcp_socket(struct file *file)
 {
 	struct socket *socket = file->private_data;
-	__u16 family, protocol;
+	__u16 protocol;
 	struct sock *sk;
 
 	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK || !socket)
 		return NULL;
 	sk = BPF_CORE_READ(socket, sk);
-	if (!sk)
-		return NULL;
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	if (family != AF_INET && family != AF_INET6)
-		return NULL;
-	if (BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
+	if (!sk || BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
 		return NULL;
 	protocol = BPF_CORE_READ(sk, sk_protocol);
 	if (protocol == IPPROTO_MPTCP && bpf_core_field_exists(struct mptcp_sock, first)) {
@@ -205,38 +200,42 @@ static __always_inline struct sock *tcp_socket(struct file *file)
 	return protocol == IPPROTO_TCP ? sk : NULL;
 }
 
-static __always_inline int write_holder(struct bpf_iter__task_file *ctx)
+static __always_inline int write_holder(struct seq_file *seq, struct task_struct *task, __u64 inode)
 {
-	struct holder_record holder = { .socket = ctx->file->f_inode->i_ino, .pid = pid_of(ctx->task) };
+	struct holder_record holder = { .socket = inode, .pid = pid_of(task) };
 
-	bpf_probe_read_kernel(holder.comm, sizeof(holder.comm), ctx->task->group_leader->comm);
-	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
+	bpf_probe_read_kernel(holder.comm, sizeof(holder.comm), task->group_leader->comm);
+	bpf_seq_write(seq, &holder, sizeof(holder));
 	return 0;
 }
 
 SEC("iter/task_file")
 int read_file(struct bpf_iter__task_file *ctx)
 {
+	struct seq_file *seq = ctx->meta->seq;
+	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct reading *r;
 	struct sock *sk;
 	__u32 zero = 0;
+	__u64 inode;
 	__u8 state;
 
-	if (!file || !ctx->task)
+	if (!file || !task)
 		return 0;
 	r = bpf_map_lookup_elem(&readings, &zero);
 	if (!r)
 		return 0;
 	if (++r->files % FILES_PER_CALL == 0)
-		bpf_seq_write(ctx->meta->seq, pause, sizeof(pause));
+		bpf_seq_write(seq, pause, sizeof(pause));
 	sk = tcp_socket(file);
 	if (!sk)
 		return 0;
+	inode = file->f_inode->i_ino;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN)
-		return write_holder(ctx);
+		return write_holder(seq, task, inode);
 	if (state == TCP_CLOSE)
 		return 0;
-	return count_connection(r, ctx, sk, state);
+	return count_connection(r, task, inode, sk, state);
 }
