@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"sockq/probes/census"
+	"sockq/probes/diagnose"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
 )
@@ -137,6 +138,11 @@ type Listener struct {
 	HalfOpenEnded [tracker.HalfOpenEnds]uint64
 	Handshake     tracker.Histogram // from the SYN to the accept queue
 	Abandoned     uint64            // in the accept queue when the listener closed
+
+	// Verdict is the diagnosis of the last minute, made anew every few seconds; nil
+	// for what is not Live or Other, and until there were two looks at it.
+	Verdict  *diagnose.Verdict
+	Verdicts diagnose.Seen // those that it has had
 }
 
 // Probe is a part of the agent that attaches to the kernel, or could not.

@@ -40,17 +40,12 @@ const (
 	TrackRefusals          Probe = "refusals"  // what became of each SYN
 
 	// Those that do not exist in this version: what they fill is never exported.
-	Owners    Probe = "owners"
-	Diagnosis Probe = "diagnosis"
+	Owners Probe = "owners"
 )
 
 // Exists tells whether this version has the probe.
 func (p Probe) Exists() bool {
-	switch p {
-	case Owners, Diagnosis:
-		return false
-	}
-	return true
+	return p != Owners
 }
 
 // Tiers are the kernels that can fill a metric, a letter each: A has
