@@ -24,6 +24,7 @@ import (
 
 	"sockq/probes"
 	"sockq/probes/census"
+	"sockq/probes/diagnose"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
 )
@@ -120,11 +121,12 @@ func fullSnapshot() *probes.Snapshot {
 				Drops: [tracker.DropReasons]uint64{0, 12, tracker.DropPolicy: 15}, BacklogRequestedKnown: true, BacklogRequested: 9999,
 				RefusalsKnown: true, Syns: 16, CookiesSent: 17, CookiesValidated: 18,
 				HalfOpenKnown: true, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{19, tracker.EndExpired: 20}, Handshake: took(8, 8), Abandoned: 21,
+				Verdict: &diagnose.Verdict{Kind: diagnose.NearLimit, Evidence: "5 of 9", Advice: "more"}, Verdicts: 1<<diagnose.OK | 1<<diagnose.NearLimit,
 			},
 			{ID: 2, Namespace: "host", Inode: 4026531840, Address: "[::]:81", Sockets: 4, AcceptQueue: 1, AcceptQueueLimit: 1, FillRatio: 1,
 				Peak: 5, SynQueueKnown: true, SynQueue: 1, SynPeak: 4, SynQueueLimit: 1, SynLimitKnown: true, SocketDrops: 9,
 				ConnectionsKnown: true, AcceptsKnown: true, AcceptWaitKnown: true, RetransmitsKnown: true, BacklogRequestedKnown: true, BacklogRequested: 5,
-				RefusalsKnown: true, HalfOpenKnown: true},
+				RefusalsKnown: true, HalfOpenKnown: true, Verdict: &diagnose.Verdict{Evidence: "of a listener that went"}, Verdicts: 1},
 			{ID: 3, Namespace: "new", Inode: 7, Address: "[::]:82", Live: true, Sockets: 1, SynQueue: 1, SynPeak: 1, SynQueueLimit: 1,
 				Connections: 1, Accepts: 1, LastAccept: at, AcceptWait: took(1), SynackRetransmits: 1, BacklogRequested: 1,
 				Syns: 1, CookiesSent: 1, CookiesValidated: 1, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{1}, Handshake: took(1), Abandoned: 1},

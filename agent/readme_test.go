@@ -4,7 +4,10 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
+
+	"sockq/probes/diagnose"
 )
 
 // Each row of "What the textbooks say, what Linux does" is held by a test.
@@ -28,5 +31,22 @@ func TestTextbookTableIsHeldByTests(t *testing.T) {
 	slices.Sort(there)
 	if len(named) == 0 || !slices.Equal(named, there) {
 		t.Errorf("the README names %v, there are %v", named, there)
+	}
+}
+
+// The table of verdicts has all of them.
+func TestVerdictTable(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named []string
+	_, section, _ := strings.Cut(string(readme), "\n## Verdicts\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\|").FindAllStringSubmatch(section, -1) {
+		named = append(named, m[1])
+	}
+	if !slices.Equal(named, diagnose.Names[:]) {
+		t.Errorf("the README names %v, there are %v", named, diagnose.Names)
 	}
 }

@@ -15,6 +15,7 @@ import (
 // imports nothing, a probe knows no face, a face talks to no kernel.
 var rooms = map[string][]string{
 	"probes/tcpstate": {},
+	"probes/diagnose": {},
 	"probes/sockdiag": {"sockq/probes/tcpstate", "github.com/mdlayher/netlink"},
 	"probes/netns":    {"github.com/prometheus/procfs"},
 	"probes/census": {
@@ -24,12 +25,13 @@ var rooms = map[string][]string{
 	"probes/tracker": {"sockq/probes/tcpstate", "github.com/cilium/ebpf"},
 	"probes": {
 		"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "sockq/probes/census", "sockq/probes/tracker",
-		"sockq/probes/owner", "github.com/cilium/ebpf",
+		"sockq/probes/diagnose", "sockq/probes/owner", "github.com/cilium/ebpf",
 	},
 	"collectors/catalogue":           {},
 	"collectors/catalogue/reference": {"sockq/collectors/catalogue"},
 	"collectors": {
-		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/collectors/catalogue",
+		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/probes/diagnose",
+		"sockq/collectors/catalogue",
 		"github.com/prometheus/client_golang", "github.com/prometheus/client_model", "github.com/prometheus/common",
 		"google.golang.org/protobuf",
 	},

@@ -124,6 +124,13 @@ type listenerDoc struct {
 	HalfOpenEnded       map[string]uint64 `json:"half_open_ended,omitzero"` // by how, each from its first
 	HandshakeSeconds    *histogramDoc     `json:"handshake_seconds,omitempty"`
 	Abandoned           *uint64           `json:"abandoned,omitempty"`
+	Verdict             *verdictDoc       `json:"verdict,omitempty"`
+}
+
+type verdictDoc struct {
+	Name     string `json:"name"`
+	Evidence string `json:"evidence"`
+	Advice   string `json:"advice,omitempty"`
 }
 
 type acceptQueueDoc struct {
@@ -398,6 +405,9 @@ func newListenerDoc(l *probes.Listener) listenerDoc {
 	}
 	if l.HalfOpenKnown {
 		doc.HalfOpenEnded = counted(tracker.HalfOpenEndNames[:], l.HalfOpenEnded[:])
+	}
+	if v := l.Verdict; l.Live && v != nil {
+		doc.Verdict = &verdictDoc{v.Kind.String(), v.Evidence, v.Advice}
 	}
 	syn := synQueueDoc{
 		Length: known(l.SynQueue, l.Live && l.SynQueueKnown),

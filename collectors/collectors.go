@@ -44,7 +44,7 @@ var _ prometheus.TransactionalGatherer = (*Gatherer)(nil)
 func New(source Snapshotter) *Gatherer {
 	g := &Gatherer{source: source, byMetric: make(map[*catalogue.Metric]*family)}
 	for _, m := range catalogue.All {
-		if m.Exported() && m != catalogue.BuildInfo {
+		if m != catalogue.BuildInfo {
 			f := newFamily(m)
 			g.families = append(g.families, f)
 			g.byMetric[m] = f

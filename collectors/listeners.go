@@ -3,6 +3,7 @@ package collectors
 import (
 	"sockq/collectors/catalogue"
 	"sockq/probes"
+	"sockq/probes/diagnose"
 	"sockq/probes/tracker"
 )
 
@@ -49,6 +50,9 @@ var listenerColumns = func() (out columns[probes.Listener]) {
 		}, how)
 	}
 	add(catalogue.Abandoned, func(l *probes.Listener) (float64, bool) { return float64(l.Abandoned), l.HalfOpenKnown })
+	for kind := range diagnose.Kinds {
+		add(catalogue.Verdict, func(l *probes.Listener) (float64, bool) { return verdict(l, kind) }, kind.String())
+	}
 	out.histograms = []histogramColumn[probes.Listener]{
 		{metric: catalogue.HandshakeSeconds, value: func(l *probes.Listener) *tracker.Histogram {
 			if !l.HalfOpenKnown {
@@ -68,6 +72,17 @@ var listenerColumns = func() (out columns[probes.Listener]) {
 
 // counted is n for a series that begins when something is first counted.
 func counted(n uint64) (float64, bool) { return float64(n), n > 0 }
+
+// verdict is 1 for the current verdict, 0 for one of those before.
+func verdict(l *probes.Listener, kind diagnose.Kind) (float64, bool) {
+	if !l.Live || l.Verdict == nil || !l.Verdicts.Has(kind) {
+		return 0, false
+	}
+	if l.Verdict.Kind == kind {
+		return 1, true
+	}
+	return 0, true
+}
 
 func listenerKey(l *probes.Listener) key {
 	o := &l.Owner

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sockq/probes/census"
+	"sockq/probes/diagnose"
 	"sockq/probes/tracker"
 )
 
@@ -42,6 +43,9 @@ type ledger struct {
 	synBound func(inode uint32, cookie uint64) (uint64, bool)
 	// exists tells whether there is such a namespace.
 	exists func(inode uint32, cookie uint64) bool
+	// namespace is what was last read of a namespace, false if nothing was.
+	namespace func(inode uint32, cookie uint64) (census.Namespace, bool)
+	window    time.Duration // that verdicts are about
 	// owner is whom a socket belongs to; false as long as nobody has looked.
 	owner func(*census.Listener) (Owner, bool)
 	// collapse says which listeners of a process share one series.
@@ -93,9 +97,10 @@ type set struct {
 	// The same from the tracker, at arrivals.
 	trackedPeak      uint64
 	trackedPeakRatio float64
-	unseen           bool  // accepts are missing
-	requested        int64 // sum of the backlogs that its sockets asked for
-	requests         int   // sockets that are known to have asked
+	unseen           bool              // accepts are missing
+	requested        int64             // sum of the backlogs that its sockets asked for
+	requests         int               // sockets that are known to have asked
+	history          *diagnose.History // nil under Other, and where no socket was there
 }
 
 // knowledge is what the tracker can tell of listeners.
@@ -124,6 +129,7 @@ func newLedger(interval time.Duration, max int) *ledger {
 	return &ledger{
 		interval: interval,
 		max:      max,
+		window:   verdictWindow,
 		owner:    func(*census.Listener) (Owner, bool) { return Owner{}, true },
 		sets:     make(map[labels]*set),
 		sockets:  make(map[uint64]*socket),
@@ -361,6 +367,7 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 	}
 	if own {
 		l.owned++
+		s.history = diagnose.New(l.window, l.observation(s))
 	}
 	l.sets[key] = s
 	l.all = append(l.all, s)
@@ -483,24 +490,33 @@ func (l *ledger) snapshot() []Listener {
 	}
 	listeners := make([]Listener, len(l.all))
 	for i, s := range l.all {
-		listeners[i] = s.Listener
-		listeners[i].Peak = max(s.peak[0], s.peak[1], s.trackedPeak)
-		listeners[i].PeakRatio = max(s.peakRatio[0], s.peakRatio[1], s.trackedPeakRatio)
-		listeners[i].SynPeak = max(s.synPeak[0], s.synPeak[1])
-		listeners[i].ConnectionsKnown = l.knows.connections
-		listeners[i].AcceptsKnown = l.knows.accepts && !s.unseen
-		listeners[i].AcceptWaitKnown = listeners[i].AcceptsKnown
-		if !listeners[i].AcceptsKnown {
-			listeners[i].LastAccept = time.Time{}
-		}
-		listeners[i].RetransmitsKnown = l.knows.retransmits
-		listeners[i].RefusalsKnown = l.knows.refusals
-		if !l.knows.refusals {
-			clear(listeners[i].Drops[tracker.DropAcceptQueueFullSYN:])
-		}
-		listeners[i].HalfOpenKnown = l.knows.halfOpen
+		listeners[i] = l.show(s)
 	}
 	return listeners
+}
+
+// show copies a set as it is.
+func (l *ledger) show(s *set) Listener {
+	out := s.Listener
+	out.Peak = max(s.peak[0], s.peak[1], s.trackedPeak)
+	out.PeakRatio = max(s.peakRatio[0], s.peakRatio[1], s.trackedPeakRatio)
+	out.SynPeak = max(s.synPeak[0], s.synPeak[1])
+	out.ConnectionsKnown = l.knows.connections
+	out.AcceptsKnown = l.knows.accepts && !s.unseen
+	out.AcceptWaitKnown = out.AcceptsKnown
+	if !out.AcceptsKnown {
+		out.LastAccept = time.Time{}
+	}
+	out.RetransmitsKnown = l.knows.retransmits
+	out.RefusalsKnown = l.knows.refusals
+	if !l.knows.refusals {
+		clear(out.Drops[tracker.DropAcceptQueueFullSYN:])
+	}
+	out.HalfOpenKnown = l.knows.halfOpen
+	if !s.Live {
+		out.Verdict = nil
+	}
+	return out
 }
 
 // address is the label of a listener's address. A device's name is whatever its

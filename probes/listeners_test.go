@@ -24,6 +24,7 @@ func newBench(max int) *bench {
 		return "host"
 	}
 	l.synBound = func(uint32, uint64) (uint64, bool) { return math.MaxUint64, true }
+	l.namespace = func(uint32, uint64) (census.Namespace, bool) { return census.Namespace{}, false }
 	return &bench{l, time.Unix(1_700_000_040, 0)} // the start of a peak window
 }
 

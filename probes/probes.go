@@ -55,6 +55,8 @@ type Options struct {
 	StatesPerNamespace bool
 	// Mechanism forces a source of the census; "" chooses the best.
 	Mechanism census.Mechanism
+
+	verdictWindow time.Duration // default a minute
 }
 
 // DefaultAuditBudget is half a thousandth of a CPU: 30 ms a minute.
@@ -66,6 +68,7 @@ func (o *Options) setDefaults() {
 	}
 	o.CensusInterval = cmp.Or(o.CensusInterval, 5*time.Second)
 	o.ListenerInterval = cmp.Or(o.ListenerInterval, 100*time.Millisecond)
+	o.verdictWindow = cmp.Or(o.verdictWindow, verdictWindow)
 	o.MaxListeners = cmp.Or(o.MaxListeners, 1000)
 	o.MaxNamespaces = cmp.Or(o.MaxNamespaces, 300)
 	o.MaxProcesses = cmp.Or(o.MaxProcesses, 200)
@@ -165,6 +168,7 @@ func Open(opts Options) (_ *Probes, err error) {
 		p.ledger.owner = p.owners.find
 	}
 	p.ledger.name, p.ledger.synBound, p.ledger.exists = p.registry.name, p.registry.synBound, p.registry.knows
+	p.ledger.namespace, p.ledger.window = p.registry.namespace, opts.verdictWindow
 	if p.tracked != nil {
 		p.ledger.knows = p.tracked.ofListeners()
 	}
@@ -332,6 +336,7 @@ func (p *Probes) Run(ctx context.Context) error {
 			}
 			_ = p.readNamespaces(true)
 			_ = p.sample(true)
+			p.observe()
 			_ = p.sweep()
 			_ = p.readOwners(ctx)
 			_ = p.takeCensus(ctx)

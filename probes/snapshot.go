@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"sockq/probes/census"
+	"sockq/probes/diagnose"
 	"sockq/probes/owner"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
@@ -150,6 +151,11 @@ type Listener struct {
 	HalfOpenEnded [tracker.HalfOpenEnds]uint64
 	Handshake     tracker.Histogram // from the SYN to the accept queue
 	Abandoned     uint64            // in the accept queue when the listener closed
+
+	// Verdict is the diagnosis of the last minute, made anew every few seconds; nil
+	// for what is not Live or Other, and until there were two looks at it.
+	Verdict  *diagnose.Verdict
+	Verdicts diagnose.Seen // those that it has had
 }
 
 // Process is the connections of all processes of one name in one namespace.

@@ -39,19 +39,7 @@ const (
 	TrackResetsReceived    Probe = "resets_received"
 	TrackHalfOpen          Probe = "half_open" // lives of requests
 	TrackRefusals          Probe = "refusals"  // what became of each SYN
-
-	// Those that do not exist in this version: what they fill is never exported.
-	Diagnosis Probe = "diagnosis"
 )
-
-// Exists tells whether this version has the probe.
-func (p Probe) Exists() bool {
-	switch p {
-	case Diagnosis:
-		return false
-	}
-	return true
-}
 
 // Tiers are the kernels that can fill a metric, a letter each: A has
 // trampolines, B kprobes, C tracepoints only.
@@ -77,9 +65,6 @@ type Metric struct {
 	// upper bounds, 2^n seconds each. The native form has all powers of two.
 	Buckets []int
 }
-
-// Exported tells whether this version exports the metric.
-func (m *Metric) Exported() bool { return m.Probe.Exists() }
 
 // All lists every metric in the order of the reference: that of the files'
 // names, and of the declarations within each.

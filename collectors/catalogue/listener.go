@@ -85,5 +85,5 @@ var (
 )
 
 // Verdict is the diagnosis of a listener.
-var Verdict = listener("verdict", Gauge, Diagnosis, AllTiers, "",
+var Verdict = listener("verdict", Gauge, Listeners, AllTiers, needsWalk,
 	"1 for the current verdict on the listener, 0 for those it has had before.", "verdict")

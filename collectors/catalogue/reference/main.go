@@ -53,18 +53,18 @@ func splice(text string) (string, error) {
 	return head + begin + "\n" + reference() + end + tail, nil
 }
 
-// reference is the list of metrics as Markdown: a table of those that this
-// version exports, and the names of those that wait for a probe.
+// reference is the list of metrics as Markdown.
 func reference() string {
+	const owner = "`process`, `namespace`, `pod`, `container`"
 	var b strings.Builder
 	b.WriteString("| metric | type | labels | meaning | tiers | needs |\n|---|---|---|---|---|---|\n")
 	for _, m := range catalogue.All {
-		if m.Exported() {
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n",
-				m.Name, m.Type, code(m.Labels), m.Help, m.Tiers, m.Needs)
-		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n",
+			m.Name, m.Type, strings.Replace(code(m.Labels), owner, "*owner*", 1), m.Help, m.Tiers, m.Needs)
 	}
 	b.WriteString(`
+*owner*: ` + owner + `, each where it is known (see [Owners](#owners)); so it is with the labels ` + "`process`, `namespace`, `pod`" + ` of others.
+
 Tiers: A kernels with BPF trampolines, B with kprobes, C with tracepoints only. What a kernel cannot give is absent, never 0.
 "BPF walk": Linux 6.4 and CAP_BPF + CAP_PERFMON, for every namespace of the node. "setns": CAP_SYS_ADMIN, for namespaces other than the agent's own.
 
@@ -73,24 +73,9 @@ Histograms are native (schema 0, for a scrape in protobuf) and classic at once. 
 
 `)
 	for _, m := range catalogue.All {
-		if m.Exported() && m.Type == catalogue.Histogram {
+		if m.Type == catalogue.Histogram {
 			fmt.Fprintf(&b, "- `%s`: %s\n", m.Name, powers(m.Buckets))
 		}
-	}
-	b.WriteString("\nNot in this version:\n\n")
-	var waiting []catalogue.Probe
-	names := make(map[catalogue.Probe][]string)
-	for _, m := range catalogue.All {
-		if m.Exported() {
-			continue
-		}
-		if names[m.Probe] == nil {
-			waiting = append(waiting, m.Probe)
-		}
-		names[m.Probe] = append(names[m.Probe], m.Name)
-	}
-	for _, p := range waiting {
-		fmt.Fprintf(&b, "- with the probe `%s`: %s\n", p, code(names[p]))
 	}
 	return b.String()
 }

@@ -24,18 +24,11 @@ func TestReadmeIsCurrent(t *testing.T) {
 	}
 }
 
-func TestReferenceHasEveryMetricInItsPlace(t *testing.T) {
-	table, later, ok := strings.Cut(reference(), "Not in this version:")
-	if !ok {
-		t.Fatal("no list of what is to come")
-	}
+func TestReferenceHasEveryMetric(t *testing.T) {
+	table := reference()
 	for _, m := range catalogue.All {
-		name := "`" + m.Name + "`"
-		if strings.Contains(table, name) != m.Exported() {
-			t.Errorf("%s, exported %t: wrong in the table", m.Name, m.Exported())
-		}
-		if strings.Contains(later, name) == m.Exported() {
-			t.Errorf("%s, exported %t: wrong in the list of what is to come", m.Name, m.Exported())
+		if !strings.Contains(table, "`"+m.Name+"`") {
+			t.Errorf("%s is missing", m.Name)
 		}
 	}
 }
