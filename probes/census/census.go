@@ -176,8 +176,8 @@ type Listener struct {
 	// Cookie is the socket cookie, 0 if nobody has asked the kernel for it yet.
 	Cookie uint64
 	// Socket is the number of the socket's inode, as /proc/PID/fd shows it; an
-	// MPTCP listener's for the TCP socket that carries it. It is 0 for a socket
-	// without a file.
+	// MPTCP listener's for the TCP socket that carries it; 0 if unknown. The
+	// kernel's own sockets have one, but no process that holds it.
 	Socket      uint64
 	Inode       uint32 // of the network namespace
 	NetnsCookie uint64

@@ -39,6 +39,8 @@ func init() {
 		switch name {
 		case "opens":
 			err = openFiles(argument)
+		case "duplicates":
+			err = duplicateInput(argument)
 		case "reads":
 			answer, err = readHeld()
 		case "reads-limited":
@@ -215,6 +217,20 @@ func openFiles(count string) error {
 	}
 	for range n / 2 {
 		if _, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// duplicateInput opens as many files that are no sockets.
+func duplicateInput(count string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	for range n {
+		if _, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0); err != nil {
 			return err
 		}
 	}

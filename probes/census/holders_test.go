@@ -376,6 +376,31 @@ func TestHoldersAreThoseOfProc(t *testing.T) {
 	}
 }
 
+// More files than the kernel visits in one call.
+func TestHoldersOfManyFiles(t *testing.T) {
+	n := scenario.NewNamespace(t)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	const count = 40_000 // two calls and a half
+	each := int(min(limit.Cur, 20_000)) - 100
+	for open := 0; ; open += each {
+		l := listenIn(t, n, 0)
+		client, server := connectedTo(t, n, l)
+		closeSocket(t, client)
+		startHolder(t, fmt.Sprint("duplicates ", each), l, server)
+		closeSocket(t, server)
+		if open >= count {
+			break
+		}
+	}
+	holders := openHolders(t)
+	for range 2 {
+		compareHeld(t, n, holders, openSockDiag(t, n))
+	}
+}
+
 func sorted(of ...uint32) []uint32 {
 	slices.Sort(of)
 	return of
