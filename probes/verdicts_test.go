@@ -379,6 +379,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "server:", acceptAll(addr))
 		os.Exit(1)
 	}
+	if name := os.Getenv(holdEnv); name != "" {
+		holdOpen(name)
+	}
 	os.Exit(m.Run())
 }
 

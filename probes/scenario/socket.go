@@ -92,6 +92,9 @@ func (s *Stage) own(fd int) *Socket {
 	return k
 }
 
+// FD is the socket's descriptor.
+func (k *Socket) FD() int { return k.fd }
+
 // Bind takes an address and says nothing to anybody. Like servers do, it sets
 // SO_REUSEADDR.
 func (k *Socket) Bind(addr netip.AddrPort) *Socket {
