@@ -20,7 +20,7 @@ import (
 	"sockq/probes/tracker"
 )
 
-var update = flag.Bool("update", false, "write the golden tables of sockq check")
+var update = flag.Bool("update", false, "write the golden files anew")
 
 // Reasons as probes give them.
 const (
@@ -45,6 +45,10 @@ func checked(release, tier, hooks string, missing map[string]string) *probes.Sna
 				p.Mechanism = source
 			case "audit":
 				p.Mechanism = "sock_diag"
+			case "owners":
+				p.Mechanism = "iter"
+			case "pods":
+				p.Mechanism = "cri"
 			case tracker.StoryBacklog, tracker.StoryAccepts:
 				p.Mechanism = "tracepoint"
 				if hooks == "fentry" {
@@ -107,6 +111,7 @@ func TestCheckTable(t *testing.T) {
 			all(noHooks, tracker.StoryRefusals, tracker.StoryTimeWait), tracker.StoryHalfOpen, "needs refusals"))},
 		"no-rights": {verbose: true, snapshot: checked("6.12.57+deb13-cloud-amd64", "", "", with(
 			all(noRights, slices.Concat(tracker.StoryNames, []string{"syn_queue"})...),
+			"owners", "of listeners only: load the iterator over open files: CAP_BPF and CAP_PERFMON missing", "pods", "no container runtime that speaks CRI was found at the usual sockets",
 			"audit", "the census itself is sock_diag's", "sockets", entry, "listeners", entry, "bound", entry, "namespaces", entry))},
 		"old-kernel": {snapshot: checked("5.10.0-36-cloud-amd64", "B", "kprobe", with(
 			all("needs Linux 5.12 or newer: load program: invalid argument: unknown func bpf_get_socket_cookie#46",

@@ -25,6 +25,7 @@ import (
 	"sockq/probes"
 	"sockq/probes/census"
 	"sockq/probes/diagnose"
+	"sockq/probes/owner"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
 )
@@ -121,6 +122,9 @@ func fullSnapshot() *probes.Snapshot {
 				Drops: [tracker.DropReasons]uint64{0, 12, tracker.DropPolicy: 15}, BacklogRequestedKnown: true, BacklogRequested: 9999,
 				RefusalsKnown: true, Syns: 16, CookiesSent: 17, CookiesValidated: 18,
 				HalfOpenKnown: true, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{19, tracker.EndExpired: 20}, Handshake: took(8, 8), Abandoned: 21,
+				Owner:       probes.Owner{Process: "nginx", Namespace: "shop", Pod: "web-0", Container: "front"},
+				Who:         owner.Owner{PID: 22, Others: 3, Unit: "nginx.service", Runtime: "containerd", Container: "c0ffee", PodUID: "uid", HostNetwork: true},
+				GaveUpKnown: true, GaveUp: 23,
 				Verdict: &diagnose.Verdict{Kind: diagnose.NearLimit, Evidence: "5 of 9", Advice: "more"}, Verdicts: 1<<diagnose.OK | 1<<diagnose.NearLimit,
 			},
 			{ID: 2, Namespace: "host", Inode: 4026531840, Address: "[::]:81", Sockets: 4, AcceptQueue: 1, AcceptQueueLimit: 1, FillRatio: 1,
@@ -131,6 +135,12 @@ func fullSnapshot() *probes.Snapshot {
 				Connections: 1, Accepts: 1, LastAccept: at, AcceptWait: took(1), SynackRetransmits: 1, BacklogRequested: 1,
 				Syns: 1, CookiesSent: 1, CookiesValidated: 1, HalfOpenEnded: [tracker.HalfOpenEnds]uint64{1}, Handshake: took(1), Abandoned: 1},
 		},
+		Processes: []probes.Process{{
+			Namespace: "host", PodNamespace: "shop", Pod: "web-0", Process: "nginx", Processes: 2,
+			CloseWait: 24, OldestCloseWait: 25 * time.Second, FinWait2: 26, OldestFinWait2: 27 * time.Second,
+			Queues:          [census.Directions]census.Queues{{ReceiveBytes: 28, SendBytes: 29, ReceiveMaxBytes: 30, SendMaxBytes: 31}},
+			ReceiveMaxKnown: [census.Directions]bool{true}, SendMaxKnown: [census.Directions]bool{true},
+		}},
 		Probes: []probes.Probe{
 			{Name: "sockets", Mechanism: "bpf_walk", Attached: true, StatsKnown: true, Runs: 2, RunTime: time.Second, MissesKnown: true},
 			{Name: "accepts", Mechanism: "none", Reason: "not in <this> version"},
@@ -307,6 +317,12 @@ func TestSnapshotJSON(t *testing.T) {
 	if err := json.Indent(&indented, []byte(got), "", "  "); err != nil {
 		t.Fatal(err)
 	}
+	if *update {
+		if err := os.WriteFile(filepath.Join("testdata", "snapshot.json"), append(indented.Bytes(), '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	if diff := cmp.Diff(compact.String()+"\n", got); diff != "" {
 		t.Errorf("got\n%s", indented.String())
 	}
@@ -315,7 +331,7 @@ func TestSnapshotJSON(t *testing.T) {
 // An empty Snapshot has empty lists, not null.
 func TestEmptySnapshotJSON(t *testing.T) {
 	got := request(testHandler(&fakeNode{snapshot: &probes.Snapshot{}}), "GET", pathSnapshot).Body.String()
-	want := `{"time":"0001-01-01T00:00:00Z","kernel":{"release":""},"namespaces":[],"listeners":[],"probes":[],"sources":[],"audits":[],"lost":{}}` + "\n"
+	want := `{"time":"0001-01-01T00:00:00Z","kernel":{"release":""},"namespaces":[],"listeners":[],"processes":[],"probes":[],"sources":[],"audits":[],"lost":{}}` + "\n"
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

@@ -172,7 +172,7 @@ func TestRunEndsCleanly(t *testing.T) {
 	n.opts.Logger = nil
 	want := probes.Options{
 		NoSyscalls: true, StatesPerNamespace: true,
-		CensusInterval: 7 * time.Second, ListenerInterval: 50 * time.Millisecond, MaxListeners: 10, MaxNamespaces: 20,
+		CensusInterval: 7 * time.Second, ListenerInterval: 50 * time.Millisecond, MaxListeners: 10, MaxNamespaces: 20, MaxProcesses: 200,
 		BPFStats: true, ProcFS: "/proc", SysFS: "/sys", NetnsPath: "/x", Mechanism: "sock_diag",
 	}
 	if n.opts != want {

@@ -162,8 +162,18 @@ func (p *process) await(what string, done func() bool) {
 	}
 }
 
+// ownName is what the kernel calls this process, whose most sockets are.
+var ownName = sync.OnceValue(func() string {
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSpace(string(comm))
+})
+
 // metrics scrapes sockq: values by name and sorted labels, a{b="c",d="e"}. Of a
-// histogram these are its count and its cumulative buckets.
+// histogram these are its count and its cumulative buckets. What is this process'
+// is added to what is nobody's.
 func (p *process) metrics() map[string]float64 {
 	p.t.Helper()
 	resp, err := http.Get(p.url + "/metrics")
@@ -181,20 +191,23 @@ func (p *process) metrics() map[string]float64 {
 		for _, m := range f.Metric {
 			var labels []string
 			for _, l := range m.Label {
+				if l.GetName() == "process" && l.GetValue() == ownName() {
+					continue
+				}
 				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
 			}
 			slices.Sort(labels)
 			key := func(name string, labels ...string) string { return name + "{" + strings.Join(labels, ",") + "}" }
 			h := m.GetHistogram()
 			if h == nil {
-				values[key(name, labels...)] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+				values[key(name, labels...)] += m.GetGauge().GetValue() + m.GetCounter().GetValue()
 				continue
 			}
-			values[key(name+"_count", labels...)] = float64(h.GetSampleCount())
+			values[key(name+"_count", labels...)] += float64(h.GetSampleCount())
 			for _, b := range h.Bucket {
 				more := append(slices.Clone(labels), fmt.Sprintf("le=%q", strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64)))
 				slices.Sort(more)
-				values[key(name+"_bucket", more...)] = float64(b.GetCumulativeCount())
+				values[key(name+"_bucket", more...)] += float64(b.GetCumulativeCount())
 			}
 		}
 	}

@@ -39,7 +39,7 @@ var storyGroups = []struct {
 	}},
 	{"Node", []story{
 		{name: "namespaces", tells: "network namespaces, their settings and counters"},
-		{name: "owners", tells: "whose the sockets are: process, and its unclosed connections", since: "5.10", flag: "--owners"},
+		{name: "owners", tells: "whose the sockets are", since: "5.10", flag: "--owners"},
 		{name: "pods", tells: "names of containers and pods", needs: "a container runtime with a CRI socket (--cri.socket), or a kubelet (--kubelet.url)"},
 		{name: "audit", tells: "whether sockq counts as the kernel does", since: "6.4", flag: "--audit.budget above 0"},
 	}},
