@@ -160,3 +160,70 @@ func TestCostOfHooks(t *testing.T) {
 	t.Logf("%s: tracepoints take %.0f ns a connection, with tier %s it is %.0f ns: %.2f times as much",
 		kernelSeries(t), costs[0], tier(), costs[1], costs[1]/costs[0])
 }
+
+// TestDCCP sees that nothing is counted of DCCP, which calls many functions of TCP's.
+// It is no more since 6.16.
+func TestDCCP(t *testing.T) {
+	if os.Getenv("SOCKQ_TEST_GUEST") == "" || scenario.KernelAtLeast(6, 16) {
+		return
+	}
+	closeShared(t)
+	opts := everything
+	opts.Tier = tier()
+	tr := openTracker(t, opts)
+	s := scenario.NewStage(t, scenario.IPv4)
+	id := identify(t, s.NS)
+	socket := func() (e endpoint) {
+		s.NS.Do(func() {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DCCP|unix.SOCK_CLOEXEC, unix.IPPROTO_DCCP)
+			e = endpoint{t, fd}
+			e.must(err)
+		})
+		return e
+	}
+	l := socket()
+	l.must(unix.Bind(l.fd, loopback4(0)), unix.Listen(l.fd, 5))
+	connect := func() endpoint {
+		e := socket()
+		e.must(unix.Connect(e.fd, l.address()))
+		return e
+	}
+	first, second := connect(), connect()
+	connect().close()
+	server := l.accept()
+	first.close() // it waits
+	server.hungUp()
+	server.close()
+	at := l.address()
+	l.close() // the others are still in its queue
+	second.close()
+	refused := socket()
+	if err := unix.Connect(refused.fd, at); err != unix.ECONNREFUSED {
+		t.Errorf("connect to nobody: %v", err)
+	}
+	refused.close()
+	s.End()
+	s.Settle(scenario.Expect{Gone: true})
+	// Namespaces end one after the other: time-waits and all that was in the first
+	// are gone when the next is.
+	next := scenario.NewStage(t, scenario.IPv4)
+	next.End()
+	next.Settle(scenario.Expect{Gone: true})
+	transitions(t, tr, id, map[string]uint64{})
+	if n := happened(t, tr, id); failuresOf(&n)+n.ResetsReceived+total(n.ResetsSent) != 0 {
+		t.Errorf("failures %v, resets %v and %d", failures(&n), n.ResetsSent, n.ResetsReceived)
+	}
+	for _, l := range heard(t, tr, id) {
+		t.Errorf("a listener: %+v", l)
+	}
+	become(t, "places", 0, func() (n int) {
+		for _, b := range table(t, tr) {
+			for _, sk := range b.Sk {
+				if sk != 0 {
+					n++
+				}
+			}
+		}
+		return n
+	})
+}
