@@ -1,13 +1,17 @@
 package tracker
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"sockq/probes/scenario"
@@ -226,4 +230,68 @@ func TestDCCP(t *testing.T) {
 		}
 		return n
 	})
+}
+
+// TestMissesOfKretprobes lets more calls of a function be under way than the kernel
+// keeps track of for a kretprobe: what ran and what was missed are all calls.
+func TestMissesOfKretprobes(t *testing.T) {
+	if tier() != TierB {
+		return
+	}
+	closeShared(t)
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stats.Close()
+	tr := openTracker(t, Options{Tier: TierB})
+	specs, err := tr.specs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Any program does that ends at once.
+	tr.kernel, err = btf.LoadKernelSpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs, err := tr.place(specs.refusals, []hook{{function: "inet_csk_accept", returns: true, program: "request_routed"}}, tr.planKprobe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const calls = 40 // the kernel follows 10, or two for each CPU
+	s := scenario.NewStage(t, scenario.IPv4)
+	l := listenIn(t, s.NS, calls)
+	var wait sync.WaitGroup
+	for range calls {
+		wait.Go(func() { l.accept().close() })
+	}
+	waiting := func() (n int) {
+		tasks, err := filepath.Glob("/proc/self/task/*/wchan")
+		l.must(err)
+		for _, task := range tasks {
+			if where, _ := os.ReadFile(task); strings.HasPrefix(string(where), "inet_csk_") {
+				n++
+			}
+		}
+		return n
+	}
+	become(t, "calls of accept()", calls, waiting)
+	for range calls {
+		dial(t, s.NS, l).close()
+	}
+	wait.Wait()
+	if !scenario.KernelAtLeast(6, 7) {
+		if n, err := tr.Misses(programs[0]); !errors.Is(err, ErrMissesUnknown) {
+			t.Errorf("%d misses, %v", n, err)
+		}
+		return
+	}
+	ran, err := programs[0].Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	missed, err := tr.Misses(programs[0])
+	if err != nil || missed == 0 || ran.RunCount == 0 || missed+ran.RunCount != calls {
+		t.Errorf("of %d calls %d ran and %d were missed: %v", calls, ran.RunCount, missed, err)
+	}
 }

@@ -78,15 +78,30 @@ type Story struct {
 	Programs  []*ebpf.Program
 }
 
+// ErrMissesUnknown is the error where the kernel does not tell what a kprobe or a
+// return of a system call missed.
+var ErrMissesUnknown = errors.New("needs Linux 6.7 or newer")
+
 // Misses are the events of a program that the kernel did not hand over, because it
-// was running on that CPU already: an interrupt or another task came between.
+// was running on that CPU already (an interrupt or another task came between) or
+// since more calls of a function were under way than a kretprobe can follow.
 // None is lost of those that another program took over.
 func (t *Tracker) Misses(p *ebpf.Program) (uint64, error) {
+	if kind := p.Type(); (kind == ebpf.Kprobe || kind == ebpf.TracePoint) && !t.perfMisses {
+		return 0, fmt.Errorf("read misses: %w", ErrMissesUnknown)
+	}
 	stats, err := p.Stats()
 	if err != nil {
 		return 0, fmt.Errorf("read misses: %w", err)
 	}
 	missed := stats.RecursionMisses
+	if attached := t.kprobes[p]; attached != nil {
+		info, err := attached.Info()
+		if err != nil {
+			return 0, fmt.Errorf("read misses: %w", err)
+		}
+		missed += info.PerfEvent().Kprobe().Missed
+	}
 	switch p {
 	case t.changedAgain: // it is the second
 		return 0, nil
@@ -123,6 +138,8 @@ type Tracker struct {
 	stories []Story
 	// What the first misses the second takes over.
 	changed, changedAgain *ebpf.Program
+	kprobes               map[*ebpf.Program]link.Link
+	perfMisses            bool        // the kernel tells what programs on perf events miss
 	closers               []io.Closer // links, then programs
 	reasons               []string    // of RSTs, by number
 
@@ -134,7 +151,7 @@ type Tracker struct {
 func Open(opts Options) (_ *Tracker, err error) {
 	opts.SysFS = cmp.Or(opts.SysFS, "/sys")
 	opts.Namespaces = max(1, min(cmp.Or(opts.Namespaces, 300), maxNamespaces))
-	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map)}
+	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map), kprobes: make(map[*ebpf.Program]link.Link)}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -151,6 +168,8 @@ func Open(opts Options) (_ *Tracker, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
 	}
+	var info *btf.Struct
+	t.perfMisses = t.kernel.TypeByName("bpf_link_info", &info) == nil && hasMember(info, "missed")
 	specs, err := t.specs()
 	if err != nil {
 		return nil, err
@@ -437,6 +456,18 @@ func (t *Tracker) attachResets(spec *ebpf.CollectionSpec) {
 func (t *Tracker) has(name string) bool {
 	var typ *btf.Typedef
 	return t.kernel.TypeByName(name, &typ) == nil
+}
+
+// hasMember tells whether a structure, or one inside it, has a member of that name.
+func hasMember(typ btf.Type, name string) bool {
+	var members []btf.Member
+	switch typ := btf.UnderlyingType(typ).(type) {
+	case *btf.Struct:
+		members = typ.Members
+	case *btf.Union:
+		members = typ.Members
+	}
+	return slices.ContainsFunc(members, func(m btf.Member) bool { return m.Name == name || hasMember(m.Type, name) })
 }
 
 // arguments is how many a tracepoint hands over on this kernel.

@@ -94,6 +94,9 @@ func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf
 			return nil, fmt.Errorf("%s: %w", p.function, err)
 		}
 		t.closers = append(t.closers, attached)
+		if program.Type() == ebpf.Kprobe {
+			t.kprobes[program] = attached
+		}
 		programs = append(programs, program)
 	}
 	return programs, nil
