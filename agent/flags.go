@@ -138,6 +138,8 @@ func addFlags(app *kingpin.Application) *config {
 		"1000", &opts.MaxListeners, 1, 1_000_000)
 	intFlag(app, "max-namespaces", "Most network namespaces with series of their own; the rest is summed under netns=\"other\".",
 		"300", &opts.MaxNamespaces, 1, 1_000_000)
+	intFlag(app, "max-sockets", "Most sockets whose times are measured at one time, rounded up to a power of two: connections, listeners, half-open requests and TIME_WAIT. Each takes 32 bytes of the kernel's memory, used or not: 8 MiB by default. Of more than that, and of a few before it is full, transitions are counted, but no time in a state, no wait for accept(), no connect time and no end of a half-open request (sockq_lost_total{what=\"tracked_sockets\"}).",
+		"262144", &opts.MaxSockets, 16_384, 4_194_304)
 	app.Flag("tracker.syscalls", "Read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
 		Default("true").SetValue((*inverted)(&opts.NoSyscalls))
 	app.Flag("states.seconds", "Measure how long sockets stay in each state (sockq_tcp_state_seconds). --no-states.seconds makes each change of state a little cheaper.").

@@ -31,6 +31,7 @@ type Options struct {
 	ListenerInterval time.Duration // default 100 ms
 	MaxListeners     int           // default 1,000 sets of sockets
 	MaxNamespaces    int           // default 300
+	MaxSockets       int           // whose times are measured, as tracker.Options.Sockets
 	// AuditBudget is the share of one CPU that audits may use, 0 for none;
 	// negative for DefaultAuditBudget.
 	AuditBudget float64
@@ -174,6 +175,7 @@ func (p *Probes) openTracker() error {
 	if err == nil {
 		p.tracked, err = openTracked(tracker.Options{
 			SysFS: p.opts.SysFS, Listeners: 2 * p.opts.MaxListeners, Namespaces: p.opts.MaxNamespaces + spareNamespaces,
+			Sockets:  p.opts.MaxSockets,
 			Syscalls: !p.opts.NoSyscalls, StateSeconds: !p.opts.NoStateSeconds, PerNamespace: p.opts.StatesPerNamespace,
 		})
 	}

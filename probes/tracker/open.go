@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -32,6 +33,9 @@ type Options struct {
 	SysFS      string // default /sys
 	Listeners  int    // how many are counted at, from 8,192 (the default) to 65,536
 	Namespaces int    // how many have counters of their own, at most 4,000; default 300
+	// Sockets is of how many the times are remembered, from 16,384 to 4,194,304,
+	// rounded up to a power of two; default 262,144.
+	Sockets int
 	// Syscalls attaches to the returns of listen(), accept() and connect().
 	Syscalls bool
 	// StateSeconds measures the time in each state, of each namespace if
@@ -44,6 +48,15 @@ type Options struct {
 
 // maxNamespaces bounds Options.Namespaces: all have to fit into the map of slots.
 const maxNamespaces = 4000
+
+// places are those of a bucket in the table of sockets (PLACES).
+const places = 16
+
+// bucketsShift is log2 of how many buckets the table needs for that many sockets.
+func bucketsShift(sockets int) int {
+	sockets = max(1<<14, min(cmp.Or(sockets, 1<<18), 1<<22))
+	return bits.Len(uint((sockets - 1) / places))
+}
 
 // The stories that the tracker can tell, as sockq_probe_attached names them.
 const (
@@ -221,7 +234,13 @@ func (t *Tracker) newMaps(s specs) error {
 	// Elements of maps that are not allocated beforehand come from an
 	// allocator that tracing programs may use since 6.1.
 	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
+	shift := bucketsShift(t.opts.Sockets)
 	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait, s.accepts} {
+		if variable := spec.Variables["sockets_shift"]; variable != nil {
+			if err := variable.Set(uint32(32 - shift)); err != nil {
+				return fmt.Errorf("set sockets_shift: %w", err)
+			}
+		}
 		for name, m := range spec.Maps {
 			if strings.HasPrefix(name, ".") || t.maps[name] != nil {
 				continue
@@ -236,6 +255,8 @@ func (t *Tracker) newMaps(s specs) error {
 				if t.opts.PerNamespace {
 					m.MaxEntries = uint32(t.opts.Namespaces) + 1
 				}
+			case "sockets":
+				m.MaxEntries = 1 << shift
 			case "listeners":
 				m.MaxEntries = uint32(min(max(t.opts.Listeners, 8192), 65536))
 				if allocated {

@@ -75,6 +75,7 @@ const (
 	statesVarEdges                = "edges"
 	statesVarObserved             = "observed"
 	statesVarPerNamespace         = "per_namespace"
+	statesVarSocketsShift         = "sockets_shift"
 	statesVarTimeWaitIsTraced     = "time_wait_is_traced"
 )
 
@@ -150,6 +151,7 @@ type statesVariableSpecs struct {
 	Edges            *ebpf.VariableSpec `ebpf:"edges"`
 	Observed         *ebpf.VariableSpec `ebpf:"observed"`
 	PerNamespace     *ebpf.VariableSpec `ebpf:"per_namespace"`
+	SocketsShift     *ebpf.VariableSpec `ebpf:"sockets_shift"`
 	TimeWaitIsTraced *ebpf.VariableSpec `ebpf:"time_wait_is_traced"`
 }
 
@@ -208,6 +210,7 @@ type statesVariables struct {
 	Edges            *ebpf.Variable `ebpf:"edges"`
 	Observed         *ebpf.Variable `ebpf:"observed"`
 	PerNamespace     *ebpf.Variable `ebpf:"per_namespace"`
+	SocketsShift     *ebpf.Variable `ebpf:"sockets_shift"`
 	TimeWaitIsTraced *ebpf.Variable `ebpf:"time_wait_is_traced"`
 }
 
