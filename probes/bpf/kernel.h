@@ -134,6 +134,7 @@ struct inet_sock {
 
 struct mptcp_sock {
 	struct sock *first; /* the subflow of a listener, or a connection's first */
+	struct socket *subflow; /* through 6.5 */
 };
 
 struct timer_list {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
@@ -23,8 +24,11 @@ var hookStories = []string{StoryRefusals, StoryHalfOpen, StoryTimeWait}
 // hooksSince is the kernel that each story needs that hooks tell, major and minor.
 var hooksSince = map[string][2]int{
 	StoryRefusals: {5, 12}, StoryIgnoredACKs: {5, 12}, StoryHalfOpen: {5, 12}, StoryTimeWait: {5, 12},
-	StoryConnections: {5, 12}, StoryAccepts: {5, 12},
+	StoryConnections: {5, 12}, StoryAccepts: {5, 12}, StoryUnroutable: {5, 12},
 }
+
+// byTrampolines are stories that kprobes cannot tell.
+var byTrampolines = []string{StoryConnections, StoryAccepts, StoryUnroutable}
 
 // tier is what this kernel allows, or what the tests are to use at most.
 var tier = sync.OnceValue(func() Tier {
@@ -59,7 +63,7 @@ func mechanismOwed(story string) string {
 	switch {
 	case owedByHooks && tier() == TierA && (story != StoryConnections || !scenario.KernelAtLeast(6, 3)):
 		return mechanismTrampoline
-	case owedByHooks && tier() == TierB && story != StoryConnections && story != StoryAccepts:
+	case owedByHooks && tier() == TierB && !slices.Contains(byTrampolines, story):
 		return mechanismKprobe
 	case !owed(story):
 		return mechanismNone
@@ -293,5 +297,75 @@ func TestMissesOfKretprobes(t *testing.T) {
 	missed, err := tr.Misses(programs[0])
 	if err != nil || missed == 0 || ran.RunCount == 0 || missed+ran.RunCount != calls {
 		t.Errorf("of %d calls %d ran and %d were missed: %v", calls, ran.RunCount, missed, err)
+	}
+}
+
+// TestUnroutableConnects sees connects that fail without a SYN, whoever calls, and
+// nothing else. System calls of other names show by trampolines only.
+func TestUnroutableConnects(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryUnroutable) {
+		return
+	}
+	inside := mechanismOwed(StoryUnroutable) == mechanismTrampoline
+	for _, test := range []struct {
+		family scenario.Family
+		domain int
+		to     unix.Sockaddr
+	}{
+		{scenario.IPv4, unix.AF_INET, &unix.SockaddrInet4{Addr: [4]byte{198, 51, 100, 1}, Port: 80}},
+		{scenario.IPv6, unix.AF_INET6, &unix.SockaddrInet6{Addr: [16]byte{0x20, 0x01, 0x0d, 0xb8}, Port: 80}},
+	} {
+		t.Run(test.family.String(), func(t *testing.T) {
+			ns := scenario.NewNamespace(t)
+			id := identify(t, ns)
+			want := make(map[string]uint64)
+			fails := func(what, name string, wantError error, call func(fd int) error, protocols ...int) {
+				t.Helper()
+				for _, protocol := range protocols {
+					e := within(t, ns, test.domain, 0, protocol)
+					if err := call(e.fd); !errors.Is(err, wantError) {
+						t.Errorf("%s: %v, want %v", what, err, wantError)
+					}
+					e.close()
+					want[name]++
+				}
+			}
+			connect := func(fd int) error { return unix.Connect(fd, test.to) }
+			protocols := []int{unix.IPPROTO_TCP}
+			ns.Do(func() {
+				if fd, err := unix.Socket(test.domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP); err == nil {
+					unix.Close(fd)
+					protocols = append(protocols, unix.IPPROTO_MPTCP)
+				}
+			})
+			fails("connect", "net_unreachable", unix.ENETUNREACH, connect, protocols...)
+			fastOpen := func(fd int) error { return unix.Sendto(fd, []byte("data"), unix.MSG_FASTOPEN, test.to) }
+			if inside {
+				fails("sendto", "net_unreachable", unix.ENETUNREACH, fastOpen, unix.IPPROTO_TCP)
+			}
+			// This is no connection.
+			ns.Do(func() {
+				fd, err := unix.Socket(test.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unix.Close(fd)
+				if err := connect(fd); !errors.Is(err, unix.ENETUNREACH) {
+					t.Errorf("connect of UDP: %v", err)
+				}
+			})
+			if securedByBPF() {
+				forbid(t, "socket_connect", asm.Instructions{
+					asm.FnGetCurrentPidTgid.Call(), asm.RSh.Imm(asm.R0, 32),
+				}, int64(os.Getpid()))
+				fails("connect that is forbidden", "other", unix.EPERM, connect, protocols...)
+			}
+			become(t, "failures", want, func() map[string]uint64 {
+				n := happened(t, tr, id)
+				return failures(&n)
+			})
+			transitions(t, tr, id, map[string]uint64{})
+		})
 	}
 }

@@ -6,6 +6,7 @@ package tracker
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" accepts bpf/accepts.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" connects bpf/connects.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" timeWait bpf/timewait.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" refusals bpf/refusals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" halfOpen bpf/halfopen.bpf.c
@@ -36,7 +37,8 @@ type Options struct {
 	// Sockets is of how many the times are remembered, from 16,384 to 4,194,304,
 	// rounded up to a power of two; default 262,144.
 	Sockets int
-	// Syscalls attaches to the returns of listen(), accept() and connect().
+	// Syscalls attaches to the returns of listen(), and of accept() and connect()
+	// where there are no trampolines.
 	Syscalls bool
 	// StateSeconds measures the time in each state, of each namespace if
 	// PerNamespace.
@@ -196,7 +198,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 	t.attachStates(specs.states)
 	t.attachArrivals(specs.arrivals, specs.accepts)
 	t.attachResets(specs.resets)
-	t.attachSyscalls(specs.syscalls, specs.accepts)
+	t.attachSyscalls(specs.syscalls, specs.accepts, specs.connects)
 	t.kernel = nil
 	// What arrived before accept() was watched would never be accepted.
 	if t.keys, t.counts, err = batch(t.maps["listeners"], t.keys, t.counts); err != nil {
@@ -211,7 +213,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 }
 
 type specs struct {
-	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait, accepts *ebpf.CollectionSpec
+	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait, accepts, connects *ebpf.CollectionSpec
 }
 
 func (t *Tracker) specs() (s specs, err error) {
@@ -220,7 +222,7 @@ func (t *Tracker) specs() (s specs, err error) {
 		from func() (*ebpf.CollectionSpec, error)
 	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls},
 		{&s.refusals, loadRefusals}, {&s.halfOpen, loadHalfOpen},
-		{&s.timeWait, loadTimeWait}, {&s.accepts, loadAccepts}} {
+		{&s.timeWait, loadTimeWait}, {&s.accepts, loadAccepts}, {&s.connects, loadConnects}} {
 		if *load.into, err = load.from(); err != nil {
 			return s, err
 		}
@@ -235,7 +237,7 @@ func (t *Tracker) newMaps(s specs) error {
 	// allocator that tracing programs may use since 6.1.
 	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
 	shift := bucketsShift(t.opts.Sockets)
-	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait, s.accepts} {
+	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait, s.accepts, s.connects} {
 		if variable := spec.Variables["sockets_shift"]; variable != nil {
 			if err := variable.Set(uint32(32 - shift)); err != nil {
 				return fmt.Errorf("set sockets_shift: %w", err)

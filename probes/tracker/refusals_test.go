@@ -224,7 +224,10 @@ func TestFates(t *testing.T) {
 		"policy": {
 			play: func(s *scenario.Stage) {
 				l := s.Listen(5)
-				forbid(s, l)
+				forbid(s, "inet_conn_request", asm.Instructions{
+					asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord), // the listener
+					asm.FnGetSocketCookie.Call(),
+				}, int64(l.Cookie()))
 				s.Peer().SYN(l.Addr())
 			},
 			drops: counts{"policy": 1},
@@ -351,22 +354,20 @@ func securedByBPF() bool {
 	return os.Getenv("SOCKQ_TEST_GUEST") != "" || slices.Contains(strings.Split(string(modules), ","), "bpf")
 }
 
-// forbid is a security module that lets nobody connect to a listener, until the test
-// ends.
-func forbid(tb testing.TB, l *scenario.Socket) {
+// forbid is a security module until the test ends: it refuses where its instructions
+// leave the number in R0.
+func forbid(tb testing.TB, what string, instructions asm.Instructions, number int64) {
 	tb.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "forbid", Type: ebpf.LSM, AttachType: ebpf.AttachLSMMac, AttachTo: "inet_conn_request", License: "GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord), // the listener
-			asm.FnGetSocketCookie.Call(),
-			asm.LoadImm(asm.R1, int64(l.Cookie()), asm.DWord),
+		Name: "forbid", Type: ebpf.LSM, AttachType: ebpf.AttachLSMMac, AttachTo: what, License: "GPL",
+		Instructions: append(instructions,
+			asm.LoadImm(asm.R1, number, asm.DWord),
 			asm.Mov.Imm(asm.R2, 0),
 			asm.JNE.Reg(asm.R0, asm.R1, "allow"),
 			asm.Mov.Imm(asm.R2, -int32(unix.EPERM)),
 			asm.Mov.Reg(asm.R0, asm.R2).WithSymbol("allow"),
 			asm.Return(),
-		},
+		),
 	})
 	if err != nil {
 		tb.Fatal(err)
