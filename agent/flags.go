@@ -139,6 +139,8 @@ func addFlags(app *kingpin.Application) *config {
 		"1000", &opts.MaxListeners, 1, 1_000_000)
 	intFlag(app, "max-namespaces", "Most network namespaces with series of their own; the rest is summed under netns=\"other\".",
 		"300", &opts.MaxNamespaces, 1, 1_000_000)
+	intFlag(app, "max-sockets", "Most sockets whose times are measured at one time, rounded up to a power of two: connections, listeners, half-open requests and TIME_WAIT. Each takes 32 bytes of the kernel's memory, used or not: 8 MiB by default. Of more than that, and of a few before it is full, transitions are counted, but no time in a state, no wait for accept(), no connect time and no end of a half-open request (sockq_lost_total{what=\"tracked_sockets\"}).",
+		"262144", &opts.MaxSockets, 16_384, 4_194_304)
 	intFlag(app, "max-processes", "Most names of processes with series of their own, in all network namespaces together; the rest is summed under process=\"other\".",
 		"200", &opts.MaxProcesses, 1, 1_000_000)
 	app.Flag("listener.collapse", "Which listeners on ports from 30000 on (NodePorts, ports that the kernel chose) share one series of their process, address=\"0.0.0.0:*\": auto (of a process that has more than 50 listeners), always or never.").

@@ -160,7 +160,7 @@ func TestRunEndsCleanly(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	n := newFakeNode()
 	url, stop := start(t, n, "--census.interval=7s", "--listener.interval=50ms", "--audit.budget=0", "--max-listeners=10",
-		"--max-namespaces=20", "--bpf-stats", "--no-tracker.syscalls", "--states.per-netns", "--path.netns=/x", "--census.mechanism=sock_diag", "--log.level=error")
+		"--max-namespaces=20", "--max-sockets=20000", "--bpf-stats", "--no-tracker.syscalls", "--states.per-netns", "--path.netns=/x", "--census.mechanism=sock_diag", "--log.level=error")
 	resp := ask(t, url+"/-/healthy")
 	resp.Body.Close()
 	if r := stop(); r.code != exitOK || r.took > 2*time.Second {
@@ -172,7 +172,7 @@ func TestRunEndsCleanly(t *testing.T) {
 	n.opts.Logger = nil
 	want := probes.Options{
 		NoSyscalls: true, StatesPerNamespace: true,
-		CensusInterval: 7 * time.Second, ListenerInterval: 50 * time.Millisecond, MaxListeners: 10, MaxNamespaces: 20, MaxProcesses: 200,
+		CensusInterval: 7 * time.Second, ListenerInterval: 50 * time.Millisecond, MaxListeners: 10, MaxNamespaces: 20, MaxProcesses: 200, MaxSockets: 20_000,
 		BPFStats: true, ProcFS: "/proc", SysFS: "/sys", NetnsPath: "/x", Mechanism: "sock_diag",
 	}
 	if n.opts != want {

@@ -58,7 +58,7 @@ func told(name string) bool {
 		return hooked() && r.here()
 	case tracker.StoryIgnoredACKs: // part of the refusals
 		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
-	case tracker.StoryConnections, tracker.StoryAccepts, "audit": // of refusals at least
+	case tracker.StoryConnections, tracker.StoryAccepts, tracker.StoryUnroutable, "audit": // of refusals at least
 		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
 	}
 	return r.here()

@@ -32,6 +32,7 @@ type Options struct {
 	ListenerInterval time.Duration // default 100 ms
 	MaxListeners     int           // default 1,000 sets of sockets
 	MaxNamespaces    int           // default 300
+	MaxSockets       int           // whose times are measured, as tracker.Options.Sockets
 	MaxProcesses     int           // default 200 names of processes
 	Collapse         Collapse      // which listeners of a process share one series
 	// NoOwners does not look whom sockets belong to. Owners says where the names of
@@ -205,6 +206,7 @@ func (p *Probes) openTracker() error {
 	if err == nil {
 		p.tracked, err = openTracked(tracker.Options{
 			SysFS: p.opts.SysFS, Listeners: 2 * p.opts.MaxListeners, Namespaces: p.opts.MaxNamespaces + spareNamespaces,
+			Sockets:  p.opts.MaxSockets,
 			Syscalls: !p.opts.NoSyscalls, StateSeconds: !p.opts.NoStateSeconds, PerNamespace: p.opts.StatesPerNamespace,
 		})
 	}
@@ -672,14 +674,15 @@ func (p *Probes) probes() []Probe {
 				probe.Reason = "the own namespace only: " + err.Error()
 			}
 		}
-		for _, program := range p.programs(probe.Name) {
+		programs := p.programs(probe.Name)
+		probe.MissesKnown = len(programs) > 0
+		for _, program := range programs {
+			missed, known := p.misses(program)
+			probe.MissesKnown = probe.MissesKnown && known
+			probe.Misses += missed
 			stats, err := program.Stats()
 			if err != nil {
 				continue
-			}
-			if t := program.Type(); t == ebpf.Tracing || t == ebpf.TracePoint {
-				probe.MissesKnown = true
-				probe.Misses += p.misses(program, stats)
 			}
 			if stats.RunCount > 0 {
 				probe.StatsKnown = true
@@ -691,13 +694,13 @@ func (p *Probes) probes() []Probe {
 	return probes
 }
 
-func (p *Probes) misses(program *ebpf.Program, stats *ebpf.ProgramStats) uint64 {
-	if p.tracked != nil {
-		if missed, err := p.tracked.tracker.Misses(program); err == nil {
-			return missed
-		}
+// misses of the walk's programs, which we call, there are none to know of.
+func (p *Probes) misses(program *ebpf.Program) (missed uint64, known bool) {
+	if p.tracked == nil || program.Type() == ebpf.Syscall {
+		return 0, false
 	}
-	return stats.RecursionMisses
+	missed, err := p.tracked.tracker.Misses(program)
+	return missed, err == nil
 }
 
 // programs are those of a probe. None after Close.

@@ -189,7 +189,8 @@ type Probe struct {
 	Runs       uint64
 	RunTime    time.Duration
 	// Misses are the events that the kernel did not hand over because the
-	// program was running on that CPU already, where MissesKnown.
+	// program was running on that CPU already, or since too many calls were
+	// under way, where MissesKnown.
 	MissesKnown bool
 	Misses      uint64
 }

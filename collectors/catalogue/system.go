@@ -49,9 +49,9 @@ var (
 		Help:   "1 where the probe is attached to the kernel by this mechanism, 0 where it is not.",
 	})
 	ProbeMisses = add(Metric{
-		Name: "sockq_probe_misses_total", Type: Counter, Probe: Agent, Tiers: AllTiers, Needs: "Linux 6.1",
+		Name: "sockq_probe_misses_total", Type: Counter, Probe: Agent, Tiers: AllTiers, Needs: "Linux 6.1; for kprobes and returns of system calls Linux 6.7",
 		Labels: []string{LabelProbe},
-		Help:   "Events that the kernel did not hand to the probe because it was already running on that CPU.",
+		Help:   "Events that the kernel did not hand to the probe because it was already running on that CPU, or because more calls were under way than it follows.",
 	})
 	ProbeRuns = add(Metric{
 		Name: "sockq_probe_runs_total", Type: Counter, Probe: Agent, Tiers: AllTiers, Needs: "--bpf-stats or kernel.bpf_stats_enabled=1",

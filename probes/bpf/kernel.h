@@ -78,6 +78,10 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct proto {
+	char name[32];
+};
+
 struct sock_common {
 	__be32 skc_rcv_saddr;
 	__be16 skc_dport;
@@ -86,6 +90,7 @@ struct sock_common {
 	volatile unsigned char skc_state;
 	int skc_bound_dev_if;
 	struct hlist_node skc_bind_node; /* 6.8+, in tb2->owners */
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_rcv_saddr;
 	struct sock *skc_listener; /* of a request */
@@ -129,6 +134,7 @@ struct inet_sock {
 
 struct mptcp_sock {
 	struct sock *first; /* the subflow of a listener, or a connection's first */
+	struct socket *subflow; /* through 6.5 */
 };
 
 struct timer_list {

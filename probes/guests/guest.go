@@ -37,11 +37,11 @@ func (g *guest) play(ctx context.Context) (r result) {
 	r = result{series: g.series, release: g.release}
 	defer func() { r.took = time.Since(began) }()
 	files := maps.Clone(g.binaries)
-	for _, name := range modules {
+	for _, name := range g.modules {
 		files[filepath.Join("modules", name)] = g.file(name)
 	}
 	if r.err = writeInitramfs(g.initrd, files, map[string]string{
-		"modules.list": strings.Join(modules, "\n"),
+		"modules.list": strings.Join(g.modules, "\n"),
 		"tests.list":   strings.Join(g.tests, "\n"),
 		"flags.list":   strings.Join(g.flags, "\n"),
 	}); r.err != nil {

@@ -188,7 +188,7 @@ done
 `)
 			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 			t.Chdir(dir)
-			g := guest{boot: boot{dir: dir}, binaries: map[string]string{}, limit: time.Minute, initrd: filepath.Join(dir, "initrd"), log: filepath.Join(dir, "log")}
+			g := guest{boot: boot{kernel: kernel{modules: modules}, dir: dir}, binaries: map[string]string{}, limit: time.Minute, initrd: filepath.Join(dir, "initrd"), log: filepath.Join(dir, "log")}
 			r := g.play(t.Context())
 			boots, err := os.ReadFile("boots")
 			if err != nil || len(boots) != test.boots || r.ok() != test.ok || (r.panic != "") != (test.boots == 2) {

@@ -20,18 +20,28 @@ import (
 
 // kernel is a series of Debian's kernels and the suite whose cloud kernel is of
 // it. Versions are not pinned: the archive drops old ones.
-type kernel struct{ series, suite string }
+type kernel struct {
+	series, suite string
+	modules       []string // in the order in which they are loaded
+}
 
 // newest is whatever Debian's testing has.
 const newest = "newest"
 
 var kernels = []kernel{
-	{"5.10", "bullseye-security"},
-	{"6.1", "bookworm"},
-	{"6.12", "trixie"},
-	{"6.18", "trixie-backports"}, // among newer ones
-	{newest, "forky"},
+	{"5.10", "bullseye-security", withDCCP},
+	{"6.1", "bookworm", withDCCP},
+	{"6.12", "trixie", withDCCP},
+	{"6.18", "trixie-backports", modules}, // among newer ones
+	{newest, "forky", modules},
 }
+
+// The tests need these modules. DCCP, which shares functions with TCP, is no more
+// since 6.16.
+var (
+	modules  = []string{"inet_diag.ko", "tcp_diag.ko", "veth.ko"}
+	withDCCP = slices.Concat(modules, []string{"dccp.ko", "dccp_ipv4.ko"})
+)
 
 func seriesNames() (names []string) {
 	for _, k := range kernels {
@@ -64,8 +74,15 @@ type boot struct {
 
 func (b boot) file(name string) string { return filepath.Join(b.dir, name) }
 
-// modules are those that the tests need, in the order in which they are loaded.
-var modules = []string{"inet_diag.ko", "tcp_diag.ko", "veth.ko"}
+// missing is the first file that it lacks.
+func (b boot) missing() string {
+	for _, name := range append([]string{"vmlinuz"}, b.modules...) {
+		if _, err := os.Stat(b.file(name)); err != nil {
+			return name
+		}
+	}
+	return ""
+}
 
 // fresh is how long a kernel that was fetched is not asked for again.
 const fresh = 24 * time.Hour
@@ -90,7 +107,7 @@ func (k kernel) fetch(ctx context.Context, dir string, m mirrors) (boot, error) 
 	cached, _ := filepath.Glob(filepath.Join(dir, "boot-*", "vmlinuz"))
 	for _, file := range cached {
 		b := k.at(filepath.Dir(file))
-		if info, err := os.Stat(b.dir); err == nil && time.Since(info.ModTime()) < fresh {
+		if info, err := os.Stat(b.dir); err == nil && time.Since(info.ModTime()) < fresh && b.missing() == "" {
 			return b, nil
 		}
 	}
@@ -107,7 +124,7 @@ func (k kernel) fetch(ctx context.Context, dir string, m mirrors) (boot, error) 
 	}
 	b := k.at(filepath.Join(dir, "boot-"+strings.TrimPrefix(packages[0], "linux-image-")))
 	for _, file := range cached {
-		if filepath.Dir(file) == b.dir {
+		if filepath.Dir(file) == b.dir && b.missing() == "" {
 			now := time.Now()
 			return b, os.Chtimes(b.dir, now, now)
 		}
@@ -129,14 +146,12 @@ func (k kernel) fetch(ctx context.Context, dir string, m mirrors) (boot, error) 
 		return b, err
 	}
 	for _, deb := range debs {
-		if err := unpack(ctx, deb, into); err != nil {
+		if err := unpack(ctx, deb, into, k.modules); err != nil {
 			return b, fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
 		}
 	}
-	for _, name := range append([]string{"vmlinuz"}, modules...) {
-		if _, err := os.Stat(filepath.Join(into, name)); err != nil {
-			return b, fmt.Errorf("the packages %v have no %s", packages, name)
-		}
+	if name := (boot{kernel: k, dir: into}).missing(); name != "" {
+		return b, fmt.Errorf("the packages %v have no %s", packages, name)
 	}
 	for _, file := range cached { // older ones
 		_ = os.RemoveAll(filepath.Dir(file))
@@ -277,7 +292,7 @@ func newestOf(names []string) string {
 }
 
 // unpack takes the kernel and the modules out of a package.
-func unpack(ctx context.Context, deb, into string) (err error) {
+func unpack(ctx context.Context, deb, into string, modules []string) (err error) {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {

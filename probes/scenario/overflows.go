@@ -9,8 +9,8 @@ import (
 	"sockq/probes/tcpstate"
 )
 
-// overflows are about SYNs and final ACKs that come to full queues, and about
-// handshakes that take another way than through the SYN queue once.
+// overflows are about SYNs and final ACKs that are refused, mostly since queues are
+// full, and about handshakes that take another way than through the SYN queue once.
 var overflows = []Scenario{
 	{
 		Name: "abort_on_overflow_0", About: "the final ACK at a full accept queue is ignored; sent again when there is a place, it gets in",
@@ -175,6 +175,19 @@ var overflows = []Scenario{
 			want.Listeners[0].AcceptQueue = 1
 			want.Listeners[0].Took = &Took{Connections: 1, SynackRetransmits: 2, Requested: 5}
 			want.Happened.inbound(1)
+			s.Check(want)
+		},
+	},
+	{
+		Name: "no_way_back", About: "two SYNs from an address without a route are dropped before there is a request",
+		Play: func(s *Stage) {
+			l := s.Listen(5)
+			for range 2 {
+				s.Peer().StraySYN(l.Addr())
+			}
+			want := s.story(l)
+			want.Listeners[0].Drops = 2
+			want.Events = map[string]uint64{"ListenDrops": 2}
 			s.Check(want)
 		},
 	},

@@ -134,6 +134,13 @@ func (p *Peer) SYN(to netip.AddrPort) *Conn {
 	return c
 }
 
+// StraySYN asks for a connection from an address to which there is no route.
+func (p *Peer) StraySYN(to netip.AddrPort) {
+	p.s.Helper()
+	s := segment{from: netip.AddrPortFrom(p.addr.Next(), p.port), to: to, seq: 1000, flags: flagSYN, window: 0xffff}
+	p.send(to.Addr(), s.packet())
+}
+
 // Connect opens a connection: SYN, SYN-ACK, ACK.
 func (p *Peer) Connect(to netip.AddrPort) *Conn {
 	p.s.Helper()

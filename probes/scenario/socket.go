@@ -288,6 +288,16 @@ func (k *Socket) Addr() netip.AddrPort {
 }
 
 // poll waits until one of the events came.
+// Cookie is the kernel's own number of the socket.
+func (k *Socket) Cookie() uint64 {
+	k.s.Helper()
+	cookie, err := unix.GetsockoptUint64(k.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		k.s.Fatalf("read cookie: %v", err)
+	}
+	return cookie
+}
+
 func (k *Socket) poll(events int16) {
 	k.s.Helper()
 	fds := []unix.PollFd{{Fd: int32(k.fd), Events: events}}

@@ -25,6 +25,7 @@ const (
 	acceptsProgChildAdded      = "child_added"
 	acceptsProgChildQueued     = "child_queued"
 	acceptsProgListenSucceeded = "listen_succeeded"
+	acceptsVarSocketsShift     = "sockets_shift"
 )
 
 // loadAccepts returns the embedded CollectionSpec for accepts.
@@ -90,6 +91,7 @@ type acceptsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type acceptsVariableSpecs struct {
+	SocketsShift *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // acceptsObjects contains all objects after they have been loaded into the kernel.
@@ -131,6 +133,7 @@ func (m *acceptsMaps) Close() error {
 //
 // It can be passed to loadAcceptsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type acceptsVariables struct {
+	SocketsShift *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // acceptsPrograms contains all programs after they have been loaded into the kernel.

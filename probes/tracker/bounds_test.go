@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"testing"
 
@@ -189,6 +190,54 @@ func TestSocketsTableIsFull(t *testing.T) {
 		if got := tallyOf(l); got != (tally{1, 1, 0, 5, true}) {
 			t.Errorf("listener %+v", got)
 		}
+	}
+}
+
+func TestBucketsShift(t *testing.T) {
+	for sockets, want := range map[int]int{0: 14, 1: 10, 16_384: 10, 16_385: 11, 20_000: 11, 262_144: 14, 4_194_304: 18, 1 << 30: 18} {
+		if got := bucketsShift(sockets); got != want {
+			t.Errorf("for %d sockets 2^%d buckets, want 2^%d", sockets, got, want)
+		}
+	}
+}
+
+// More sockets than the smallest table has places for: each is measured or lost.
+func TestMoreSocketsThanPlaces(t *testing.T) {
+	if !needs(t, StoryStateSeconds) {
+		return
+	}
+	closeShared(t)
+	opts := everything
+	opts.Sockets = 1
+	tr := openTracker(t, opts)
+	const sockets = 17_000
+	if room := int(tr.maps["sockets"].MaxEntries()) * places; room >= sockets {
+		t.Fatalf("room for %d sockets", room)
+	}
+	s := scenario.NewStage(t, scenario.IPv4)
+	id := identify(t, s.NS)
+	s.NS.Sysctl("net.core.somaxconn", "20000")
+	before := lost(t, tr)["tracked_sockets"]
+	l := s.Listen(20_000)
+	for range sockets {
+		s.Peer().Connect(l.Addr())
+	}
+	become(t, "connections", sockets, func() int {
+		n := happened(t, tr, id)
+		return int(count(&n, synRecv, established))
+	})
+	after := lost(t, tr)["tracked_sockets"]
+	s.End() // with RSTs
+	var n Namespace
+	become(t, "connections that are gone", sockets, func() int {
+		n = happened(t, tr, id)
+		return int(count(&n, established, closed))
+	})
+	measured, missing := n.States[established].Count(), after-before
+	t.Logf("of %d sockets %d were measured, %d lost", sockets, measured, missing)
+	// Other programs of a machine have sockets, too; a guest has none.
+	if missing+measured < sockets || measured == 0 || os.Getenv("SOCKQ_TEST_GUEST") != "" && missing+measured != sockets {
+		t.Errorf("of %d sockets %d were measured, %d lost", sockets, measured, missing)
 	}
 }
 

@@ -50,6 +50,7 @@ const (
 	halfOpenVarRequestBeginsEdge            = "request_begins_edge"
 	halfOpenVarRequestCompletesEdge         = "request_completes_edge"
 	halfOpenVarRequestEndsEdge              = "request_ends_edge"
+	halfOpenVarSocketsShift                 = "sockets_shift"
 )
 
 // loadHalfOpen returns the embedded CollectionSpec for halfOpen.
@@ -140,6 +141,7 @@ type halfOpenVariableSpecs struct {
 	RequestBeginsEdge    *ebpf.VariableSpec `ebpf:"request_begins_edge"`
 	RequestCompletesEdge *ebpf.VariableSpec `ebpf:"request_completes_edge"`
 	RequestEndsEdge      *ebpf.VariableSpec `ebpf:"request_ends_edge"`
+	SocketsShift         *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // halfOpenObjects contains all objects after they have been loaded into the kernel.
@@ -198,6 +200,7 @@ type halfOpenVariables struct {
 	RequestBeginsEdge    *ebpf.Variable `ebpf:"request_begins_edge"`
 	RequestCompletesEdge *ebpf.Variable `ebpf:"request_completes_edge"`
 	RequestEndsEdge      *ebpf.Variable `ebpf:"request_ends_edge"`
+	SocketsShift         *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // halfOpenPrograms contains all programs after they have been loaded into the kernel.

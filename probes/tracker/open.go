@@ -6,6 +6,7 @@ package tracker
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type listener_counts -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" arrivals bpf/arrivals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" resets bpf/resets.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" accepts bpf/accepts.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" connects bpf/connects.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" timeWait bpf/timewait.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" refusals bpf/refusals.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -cflags "-O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" halfOpen bpf/halfopen.bpf.c
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -33,7 +35,11 @@ type Options struct {
 	SysFS      string // default /sys
 	Listeners  int    // how many are counted at, from 8,192 (the default) to 65,536
 	Namespaces int    // how many have counters of their own, at most 4,000; default 300
-	// Syscalls attaches to the returns of listen(), accept() and connect().
+	// Sockets is of how many the times are remembered, from 16,384 to 4,194,304,
+	// rounded up to a power of two; default 262,144.
+	Sockets int
+	// Syscalls attaches to the returns of listen(), and of accept() and connect()
+	// where there are no trampolines.
 	Syscalls bool
 	// StateSeconds measures the time in each state, of each namespace if
 	// PerNamespace.
@@ -45,6 +51,15 @@ type Options struct {
 
 // maxNamespaces bounds Options.Namespaces: all have to fit into the map of slots.
 const maxNamespaces = 4000
+
+// places are those of a bucket in the table of sockets (PLACES).
+const places = 16
+
+// bucketsShift is log2 of how many buckets the table needs for that many sockets.
+func bucketsShift(sockets int) int {
+	sockets = max(1<<14, min(cmp.Or(sockets, 1<<18), 1<<22))
+	return bits.Len(uint((sockets - 1) / places))
+}
 
 // The stories that the tracker can tell, as sockq_probe_attached names them.
 const (
@@ -79,15 +94,30 @@ type Story struct {
 	Programs  []*ebpf.Program
 }
 
+// ErrMissesUnknown is the error where the kernel does not tell what a kprobe or a
+// return of a system call missed.
+var ErrMissesUnknown = errors.New("needs Linux 6.7 or newer")
+
 // Misses are the events of a program that the kernel did not hand over, because it
-// was running on that CPU already: an interrupt or another task came between.
+// was running on that CPU already (an interrupt or another task came between) or
+// since more calls of a function were under way than a kretprobe can follow.
 // None is lost of those that another program took over.
 func (t *Tracker) Misses(p *ebpf.Program) (uint64, error) {
+	if kind := p.Type(); (kind == ebpf.Kprobe || kind == ebpf.TracePoint) && !t.perfMisses {
+		return 0, fmt.Errorf("read misses: %w", ErrMissesUnknown)
+	}
 	stats, err := p.Stats()
 	if err != nil {
 		return 0, fmt.Errorf("read misses: %w", err)
 	}
 	missed := stats.RecursionMisses
+	if attached := t.kprobes[p]; attached != nil {
+		info, err := attached.Info()
+		if err != nil {
+			return 0, fmt.Errorf("read misses: %w", err)
+		}
+		missed += info.PerfEvent().Kprobe().Missed
+	}
 	switch p {
 	case t.changedAgain: // it is the second
 		return 0, nil
@@ -124,6 +154,8 @@ type Tracker struct {
 	stories []Story
 	// What the first misses the second takes over.
 	changed, changedAgain *ebpf.Program
+	kprobes               map[*ebpf.Program]link.Link
+	perfMisses            bool        // the kernel tells what programs on perf events miss
 	closers               []io.Closer // links, then programs
 	reasons               []string    // of RSTs, by number
 
@@ -135,7 +167,7 @@ type Tracker struct {
 func Open(opts Options) (_ *Tracker, err error) {
 	opts.SysFS = cmp.Or(opts.SysFS, "/sys")
 	opts.Namespaces = max(1, min(cmp.Or(opts.Namespaces, 300), maxNamespaces))
-	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map)}
+	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map), kprobes: make(map[*ebpf.Program]link.Link)}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -152,6 +184,8 @@ func Open(opts Options) (_ *Tracker, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
 	}
+	var info *btf.Struct
+	t.perfMisses = t.kernel.TypeByName("bpf_link_info", &info) == nil && hasMember(info, "missed")
 	specs, err := t.specs()
 	if err != nil {
 		return nil, err
@@ -165,7 +199,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 	t.attachStates(specs.states)
 	t.attachArrivals(specs.arrivals, specs.accepts)
 	t.attachResets(specs.resets)
-	t.attachSyscalls(specs.syscalls, specs.accepts)
+	t.attachSyscalls(specs.syscalls, specs.accepts, specs.connects)
 	t.kernel = nil
 	// What arrived before accept() was watched would never be accepted.
 	if t.keys, t.counts, err = batch(t.maps["listeners"], t.keys, t.counts); err != nil {
@@ -180,7 +214,7 @@ func Open(opts Options) (_ *Tracker, err error) {
 }
 
 type specs struct {
-	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait, accepts *ebpf.CollectionSpec
+	states, arrivals, resets, syscalls, refusals, halfOpen, timeWait, accepts, connects *ebpf.CollectionSpec
 }
 
 func (t *Tracker) specs() (s specs, err error) {
@@ -189,7 +223,7 @@ func (t *Tracker) specs() (s specs, err error) {
 		from func() (*ebpf.CollectionSpec, error)
 	}{{&s.states, loadStates}, {&s.arrivals, loadArrivals}, {&s.resets, loadResets}, {&s.syscalls, loadSyscalls},
 		{&s.refusals, loadRefusals}, {&s.halfOpen, loadHalfOpen},
-		{&s.timeWait, loadTimeWait}, {&s.accepts, loadAccepts}} {
+		{&s.timeWait, loadTimeWait}, {&s.accepts, loadAccepts}, {&s.connects, loadConnects}} {
 		if *load.into, err = load.from(); err != nil {
 			return s, err
 		}
@@ -203,7 +237,13 @@ func (t *Tracker) newMaps(s specs) error {
 	// Elements of maps that are not allocated beforehand come from an
 	// allocator that tracing programs may use since 6.1.
 	allocated := t.kernel.TypeByName("bpf_mem_alloc", &none) != nil
-	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait, s.accepts} {
+	shift := bucketsShift(t.opts.Sockets)
+	for _, spec := range []*ebpf.CollectionSpec{s.states, s.arrivals, s.resets, s.syscalls, s.refusals, s.halfOpen, s.timeWait, s.accepts, s.connects} {
+		if variable := spec.Variables["sockets_shift"]; variable != nil {
+			if err := variable.Set(uint32(32 - shift)); err != nil {
+				return fmt.Errorf("set sockets_shift: %w", err)
+			}
+		}
 		for name, m := range spec.Maps {
 			if strings.HasPrefix(name, ".") || t.maps[name] != nil {
 				continue
@@ -218,6 +258,8 @@ func (t *Tracker) newMaps(s specs) error {
 				if t.opts.PerNamespace {
 					m.MaxEntries = uint32(t.opts.Namespaces) + 1
 				}
+			case "sockets":
+				m.MaxEntries = 1 << shift
 			case "listeners":
 				m.MaxEntries = uint32(min(max(t.opts.Listeners, 8192), 65536))
 				if allocated {
@@ -457,6 +499,18 @@ func (t *Tracker) attachResets(spec *ebpf.CollectionSpec) {
 func (t *Tracker) has(name string) bool {
 	var typ *btf.Typedef
 	return t.kernel.TypeByName(name, &typ) == nil
+}
+
+// hasMember tells whether a structure, or one inside it, has a member of that name.
+func hasMember(typ btf.Type, name string) bool {
+	var members []btf.Member
+	switch typ := btf.UnderlyingType(typ).(type) {
+	case *btf.Struct:
+		members = typ.Members
+	case *btf.Union:
+		members = typ.Members
+	}
+	return slices.ContainsFunc(members, func(m btf.Member) bool { return m.Name == name || hasMember(m.Type, name) })
 }
 
 // arguments is how many a tracepoint hands over on this kernel.

@@ -40,17 +40,12 @@ func (t *Tracker) attachHooks(story string, spec *ebpf.CollectionSpec, hooks []h
 		if !slices.Contains(mechanism.tiers, t.tier) {
 			continue
 		}
-		before := len(t.closers)
 		programs, err := t.place(spec, hooks, mechanism.plan)
 		if err == nil {
 			t.told(story, mechanism.name, programs...)
 			return
 		}
 		refused = append(refused, fmt.Errorf("by %s: %w", mechanism.name, err))
-		for _, c := range slices.Backward(t.closers[before:]) {
-			refused = append(refused, c.Close())
-		}
-		t.closers = t.closers[:before]
 	}
 	if len(refused) == 0 {
 		refused = []error{errNoHooks}
@@ -65,8 +60,18 @@ type placement struct {
 }
 
 // place loads what the hooks need at once, which is much cheaper than one after the
-// other, and attaches it.
-func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf.CollectionSpec, hook) ([]placement, error)) ([]*ebpf.Program, error) {
+// other, and attaches it: all or nothing.
+func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf.CollectionSpec, hook) ([]placement, error)) (_ []*ebpf.Program, err error) {
+	before := len(t.closers)
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, c := range slices.Backward(t.closers[before:]) {
+			err = errors.Join(err, c.Close())
+		}
+		t.closers = t.closers[:before]
+	}()
 	var placements []placement
 	for _, h := range hooks {
 		planned, err := plan(spec, h)
@@ -94,6 +99,9 @@ func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf
 			return nil, fmt.Errorf("%s: %w", p.function, err)
 		}
 		t.closers = append(t.closers, attached)
+		if program.Type() == ebpf.Kprobe {
+			t.kprobes[program] = attached
+		}
 		programs = append(programs, program)
 	}
 	return programs, nil

@@ -3,8 +3,14 @@ package tracker
 import (
 	"fmt"
 	"maps"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"sockq/probes/scenario"
@@ -211,6 +217,21 @@ func TestFates(t *testing.T) {
 			},
 			drops: counts{"max_syn_backlog": 7},
 		},
+		"no_route": {
+			play:  func(s *scenario.Stage) { s.Peer().StraySYN(s.Listen(5).Addr()) },
+			drops: counts{"no_route": 1},
+		},
+		"policy": {
+			play: func(s *scenario.Stage) {
+				l := s.Listen(5)
+				forbid(s, "inet_conn_request", asm.Instructions{
+					asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord), // the listener
+					asm.FnGetSocketCookie.Call(),
+				}, int64(l.Cookie()))
+				s.Peer().SYN(l.Addr())
+			},
+			drops: counts{"policy": 1},
+		},
 		"reset": {
 			play: func(s *scenario.Stage) {
 				c := s.Peer().SYN(s.Listen(5).Addr())
@@ -292,6 +313,9 @@ func TestFates(t *testing.T) {
 		if name == "migrated" && !scenario.KernelAtLeast(5, 14) {
 			continue
 		}
+		if name == "policy" && !securedByBPF() {
+			continue
+		}
 		for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
 			t.Run(name+"/"+family.String(), func(t *testing.T) {
 				s := scenario.NewStage(t, family)
@@ -321,4 +345,37 @@ func TestFates(t *testing.T) {
 			})
 		}
 	}
+}
+
+// securedByBPF tells whether BPF is among the kernel's security modules: in Debian's
+// it is by default since 6.1.
+func securedByBPF() bool {
+	modules, _ := os.ReadFile("/sys/kernel/security/lsm")
+	return os.Getenv("SOCKQ_TEST_GUEST") != "" || slices.Contains(strings.Split(string(modules), ","), "bpf")
+}
+
+// forbid is a security module until the test ends: it refuses where its instructions
+// leave the number in R0.
+func forbid(tb testing.TB, what string, instructions asm.Instructions, number int64) {
+	tb.Helper()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "forbid", Type: ebpf.LSM, AttachType: ebpf.AttachLSMMac, AttachTo: what, License: "GPL",
+		Instructions: append(instructions,
+			asm.LoadImm(asm.R1, number, asm.DWord),
+			asm.Mov.Imm(asm.R2, 0),
+			asm.JNE.Reg(asm.R0, asm.R1, "allow"),
+			asm.Mov.Imm(asm.R2, -int32(unix.EPERM)),
+			asm.Mov.Reg(asm.R0, asm.R2).WithSymbol("allow"),
+			asm.Return(),
+		),
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { program.Close() })
+	attached, err := link.AttachLSM(link.LSMOptions{Program: program})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { attached.Close() })
 }

@@ -47,6 +47,7 @@ const (
 	refusalsProgSynArrived             = "syn_arrived"
 	refusalsProgSynArrivedKprobe       = "syn_arrived_kprobe"
 	refusalsVarCounterIndex            = "counter_index"
+	refusalsVarSocketsShift            = "sockets_shift"
 )
 
 // loadRefusals returns the embedded CollectionSpec for refusals.
@@ -134,6 +135,7 @@ type refusalsMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type refusalsVariableSpecs struct {
 	CounterIndex *ebpf.VariableSpec `ebpf:"counter_index"`
+	SocketsShift *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // refusalsObjects contains all objects after they have been loaded into the kernel.
@@ -178,6 +180,7 @@ func (m *refusalsMaps) Close() error {
 // It can be passed to loadRefusalsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refusalsVariables struct {
 	CounterIndex *ebpf.Variable `ebpf:"counter_index"`
+	SocketsShift *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // refusalsPrograms contains all programs after they have been loaded into the kernel.

@@ -76,6 +76,7 @@ const (
 	statesVarMissesAreTakenOver   = "misses_are_taken_over"
 	statesVarObserved             = "observed"
 	statesVarPerNamespace         = "per_namespace"
+	statesVarSocketsShift         = "sockets_shift"
 	statesVarTimeWaitIsTraced     = "time_wait_is_traced"
 )
 
@@ -152,6 +153,7 @@ type statesVariableSpecs struct {
 	MissesAreTakenOver *ebpf.VariableSpec `ebpf:"misses_are_taken_over"`
 	Observed           *ebpf.VariableSpec `ebpf:"observed"`
 	PerNamespace       *ebpf.VariableSpec `ebpf:"per_namespace"`
+	SocketsShift       *ebpf.VariableSpec `ebpf:"sockets_shift"`
 	TimeWaitIsTraced   *ebpf.VariableSpec `ebpf:"time_wait_is_traced"`
 }
 
@@ -211,6 +213,7 @@ type statesVariables struct {
 	MissesAreTakenOver *ebpf.Variable `ebpf:"misses_are_taken_over"`
 	Observed           *ebpf.Variable `ebpf:"observed"`
 	PerNamespace       *ebpf.Variable `ebpf:"per_namespace"`
+	SocketsShift       *ebpf.Variable `ebpf:"sockets_shift"`
 	TimeWaitIsTraced   *ebpf.Variable `ebpf:"time_wait_is_traced"`
 }
 

@@ -13,28 +13,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attachSyscalls attaches to what applications call: to accept() inside the kernel
-// where there are trampolines, which costs other calls nothing and sees io_uring,
-// else where system calls return.
-func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
+// attachSyscalls attaches to what applications call: to accept() and connect() inside
+// the kernel where there are trampolines, which costs other calls nothing and sees
+// io_uring, else where system calls return.
+func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 	stories := []struct {
 		name     string
 		programs map[string]string // by system call
-		needs    []string          // stories
+		needs    string            // a story
+		inside   *ebpf.CollectionSpec
+		hooks    []hook // of inside
 	}{
 		// Without the arrivals nobody could tell that accept() is called in
 		// ways that make no system call return.
-		{StoryAccepts, map[string]string{"accept4": "accept4_returned", "accept": "accept_returned"}, []string{StoryConnections}},
-		{StoryBacklog, map[string]string{"listen": "listen_returned"}, nil},
-		{StoryUnroutable, map[string]string{"connect": "connect_returned"}, []string{StoryConnects}},
+		{StoryAccepts, map[string]string{"accept4": "accept4_returned", "accept": "accept_returned"}, StoryConnections, accepts, []hook{
+			{function: "inet_csk_accept", returns: true, program: "child_accepted"},
+		}},
+		{StoryBacklog, map[string]string{"listen": "listen_returned"}, "", nil, nil},
+		{StoryUnroutable, map[string]string{"connect": "connect_returned"}, StoryConnects, connects, []hook{
+			{function: "__inet_stream_connect", returns: true, program: "connect_ended"},
+			{function: "security_socket_connect", returns: true, program: "connect_allowed"},
+		}},
 	}
 	root, err := openTracefs(t.opts.SysFS)
 	if err == nil {
 		defer root.Close()
 	}
 	for _, story := range stories {
-		if story.name == StoryAccepts && t.tier == TierA && t.Tells(StoryConnections) {
-			if programs, err := t.place(hooked, []hook{{function: "inet_csk_accept", returns: true, program: "child_accepted"}}, t.planTrampoline); err == nil {
+		lacks := story.needs != "" && !t.Tells(story.needs)
+		if story.hooks != nil && t.tier == TierA && !lacks {
+			if programs, err := t.place(story.inside, story.hooks, t.planTrampoline); err == nil {
 				t.told(story.name, mechanismTrampoline, programs...)
 				continue
 			}
@@ -49,10 +57,8 @@ func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 		}
 		var programs []*ebpf.Program
 		var failed error
-		for _, needed := range story.needs {
-			if !t.Tells(needed) {
-				failed = fmt.Errorf("needs %s", needed)
-			}
+		if lacks {
+			failed = fmt.Errorf("needs %s", story.needs)
 		}
 		for call, name := range story.programs {
 			if failed != nil {
@@ -69,7 +75,7 @@ func (t *Tracker) attachSyscalls(spec, hooked *ebpf.CollectionSpec) {
 			continue
 		}
 		if story.name == StoryBacklog && t.tier == TierA { // 6.10+, for listen() by io_uring
-			also, err := t.place(hooked, []hook{{function: "__sys_listen_socket", returns: true, program: "listen_succeeded", optional: true}}, t.planTrampoline)
+			also, err := t.place(accepts, []hook{{function: "__sys_listen_socket", returns: true, program: "listen_succeeded", optional: true}}, t.planTrampoline)
 			if err == nil {
 				programs = append(programs, also...)
 			}

@@ -29,6 +29,7 @@ const (
 	syscallsProgAcceptReturned  = "accept_returned"
 	syscallsProgConnectReturned = "connect_returned"
 	syscallsProgListenReturned  = "listen_returned"
+	syscallsVarSocketsShift     = "sockets_shift"
 )
 
 // loadSyscalls returns the embedded CollectionSpec for syscalls.
@@ -98,6 +99,7 @@ type syscallsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type syscallsVariableSpecs struct {
+	SocketsShift *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // syscallsObjects contains all objects after they have been loaded into the kernel.
@@ -149,6 +151,7 @@ func (m *syscallsMaps) Close() error {
 //
 // It can be passed to loadSyscallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type syscallsVariables struct {
+	SocketsShift *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // syscallsPrograms contains all programs after they have been loaded into the kernel.

@@ -37,6 +37,7 @@ const (
 	timeWaitVarObserved                 = "observed"
 	timeWaitVarOrphanEndsEdge           = "orphan_ends_edge"
 	timeWaitVarPerNamespace             = "per_namespace"
+	timeWaitVarSocketsShift             = "sockets_shift"
 	timeWaitVarWaitsEdge                = "waits_edge"
 )
 
@@ -115,6 +116,7 @@ type timeWaitVariableSpecs struct {
 	Observed       *ebpf.VariableSpec `ebpf:"observed"`
 	OrphanEndsEdge *ebpf.VariableSpec `ebpf:"orphan_ends_edge"`
 	PerNamespace   *ebpf.VariableSpec `ebpf:"per_namespace"`
+	SocketsShift   *ebpf.VariableSpec `ebpf:"sockets_shift"`
 	WaitsEdge      *ebpf.VariableSpec `ebpf:"waits_edge"`
 }
 
@@ -171,6 +173,7 @@ type timeWaitVariables struct {
 	Observed       *ebpf.Variable `ebpf:"observed"`
 	OrphanEndsEdge *ebpf.Variable `ebpf:"orphan_ends_edge"`
 	PerNamespace   *ebpf.Variable `ebpf:"per_namespace"`
+	SocketsShift   *ebpf.Variable `ebpf:"sockets_shift"`
 	WaitsEdge      *ebpf.Variable `ebpf:"waits_edge"`
 }
 

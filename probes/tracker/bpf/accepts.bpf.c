@@ -55,7 +55,7 @@ static __always_inline int accepts(struct sock *sk, __u64 child)
 	struct place *place;
 	__u64 now;
 
-	if (!child)
+	if (!child || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP) /* DCCP has accept queues, too */
 		return 0;
 	l = counts_of(sk);
 	if (!l)

@@ -183,8 +183,11 @@ static __always_inline int ends(struct request_sock *request)
 
 static __always_inline int abandons(struct sock *sk)
 {
-	struct listener_counts *l = counts_of(sk);
+	struct listener_counts *l;
 
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP) /* DCCP has accept queues, too */
+		return 0;
+	l = counts_of(sk);
 	if (l)
 		add(&l->abandoned, 1);
 	return 0;

@@ -9,8 +9,8 @@
 
 #include "counts.h"
 
-#define PLACES 16
-#define BUCKETS_SHIFT 14
+#define PLACES 16	/* tracker.places */
+#define BUCKETS_SHIFT 14 /* by default */
 
 struct place {
 	__u64 since;	/* bpf_ktime_get_ns of the last change of state */
@@ -31,13 +31,15 @@ struct {
 	__type(value, struct sockets_bucket);
 } sockets SEC(".maps");
 
+volatile const __u32 sockets_shift = 32 - BUCKETS_SHIFT; /* what of a hash is not the bucket's number */
+
 static __always_inline struct sockets_bucket *bucket_of_socket(__u64 sk)
 {
 	__u32 bucket;
 
 	/* The verifier takes a pointer's lower half for a number, not the whole. */
 	asm volatile("%0 = %1" : "=w"(bucket) : "w"((__u32)sk));
-	bucket = bucket * 0x9e3779b1U >> (32 - BUCKETS_SHIFT); /* Fibonacci hashing */
+	bucket = bucket * 0x9e3779b1U >> sockets_shift; /* Fibonacci hashing */
 	return bpf_map_lookup_elem(&sockets, &bucket);
 }
 

@@ -2,19 +2,11 @@
 /* What applications do: listen(), accept(), and connect() where it fails before
  * there is a state to change. All of it is read when the call returns.
  */
-#include "events.h"
+#include "connects.h"
 #include "listeners.h"
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-#define SOCK_STREAM 1
-#define EPERM 1
-#define EACCES 13
-#define EINVAL 22
-#define ENETUNREACH 101
-#define ENOBUFS 105
-#define EHOSTUNREACH 113
 
 /* events/syscalls/sys_exit_NAME/format */
 struct syscall_exit {
@@ -130,31 +122,14 @@ int listen_returned(struct syscall_exit *call)
 	return 0;
 }
 
-/* A connect() without a route fails before the socket is in SYN_SENT. Where it
- * had been, it has made a sequence number, and the change back was counted.
- */
 SEC("tracepoint/syscalls/sys_exit_connect")
 int connect_returned(struct syscall_exit *call)
 {
 	__u32 error;
 	__u64 sk;
 
-	switch (-call->ret) {
-	case ENETUNREACH:
-		error = CONNECT_NET_UNREACHABLE;
-		break;
-	case EHOSTUNREACH:
-		error = CONNECT_HOST_UNREACHABLE;
-		break;
-	case EPERM:
-	case EACCES:
-	case EINVAL:
-	case ENOBUFS:
-		error = CONNECT_OTHER;
-		break;
-	default:
+	if (!fails_without_syn(call->ret, &error))
 		return 0;
-	}
 	sk = tcp_socket(FIRST_ARGUMENT());
 	if (!sk || CAST(sk, struct sock_common)->skc_state != TCP_CLOSE || CAST(sk, struct tcp_sock)->write_seq)
 		return 0;

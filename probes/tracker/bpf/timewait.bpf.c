@@ -38,12 +38,24 @@ static __always_inline void count_edge(__u32 slot, __u32 edge)
 		add(&counts->edges[edge], 1);
 }
 
+/* DCCP's sockets wait, too. A mini-socket has no sk_protocol. */
+static __always_inline int is_tcp(__u64 tw)
+{
+	struct inet_timewait_sock *waiting = (struct inet_timewait_sock *)tw;
+	char first = 0;
+
+	BPF_CORE_READ_INTO(&first, waiting, __tw_common.skc_prot, name[0]);
+	return first == 'T'; /* TCP, TCPv6 */
+}
+
 static __always_inline int begins(__u64 tw, __u64 sk)
 {
 	struct place *place = find_socket(sk);
 	__u64 now = bpf_ktime_get_ns();
 	__u32 state = state_of(tw);
 
+	if (BPF_CORE_READ((struct sock *)sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
 	if (!place) { /* older than the tracker: nobody knows since when */
 		begin_socket(sk, 0, 0, 0);
 		place = find_socket(sk);
@@ -111,8 +123,11 @@ static __always_inline int process_ends(void)
 static __always_inline int ends(__u64 tw)
 {
 	struct place *place = find_socket(tw);
-	__u32 slot = slot_of_waiting(tw), state = state_of(tw);
+	__u32 slot, state = state_of(tw);
 
+	if (!place && !is_tcp(tw))
+		return 0;
+	slot = slot_of_waiting(tw);
 	count_edge(slot, state == TCP_TIME_WAIT ? ends_edge : orphan_ends_edge);
 	if (!place)
 		return 0;
