@@ -14,8 +14,6 @@ import (
 	"time"
 )
 
-const qemu = "qemu-system-x86_64"
-
 // guest is one virtual machine.
 type guest struct {
 	boot
@@ -34,7 +32,7 @@ type guest struct {
 // failed there is no other boot, nor where another panic's trace has a BPF program.
 func (g *guest) play(ctx context.Context) (r result) {
 	began := time.Now()
-	r = result{series: g.series, release: g.release}
+	r = result{release: g.release}
 	defer func() { r.took = time.Since(began) }()
 	files := maps.Clone(g.binaries)
 	for _, name := range g.modules {
@@ -82,26 +80,12 @@ func (g *guest) run(ctx context.Context, suffix string) (said, console []byte, e
 			return nil, nil, err
 		}
 	}
-	arguments := "console=ttyS0 panic=-1 oops=panic quiet"
-	if g.tier != "" {
-		arguments += " SOCKQ_TEST_TIER=" + g.tier
-	}
-	cmd := exec.CommandContext(ctx, qemu,
-		// One thread for all CPUs: with one for each, kernels panicked now and
-		// then, and it is no faster while there are as many guests as CPUs.
-		// cx16 is left out: with it 6.12 crashed now and then.
-		"-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-m", "1G", "-smp", "2",
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-serial", "file:"+consoleLog, "-serial", "file:"+testLog,
-		"-kernel", g.file("vmlinuz"), "-initrd", g.initrd,
-		"-append", arguments,
-	)
-	out, err := cmd.CombinedOutput()
+	out, err := exec.CommandContext(ctx, g.machine.qemu, g.arguments(consoleLog, testLog)...).CombinedOutput()
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		err = fmt.Errorf("it took longer than %s", g.limit)
 	case err != nil:
-		err = fmt.Errorf("%s: %w\n%s", qemu, err, out)
+		err = fmt.Errorf("%s: %w\n%s", g.machine.qemu, err, out)
 	}
 	said, readError := os.ReadFile(testLog)
 	console, consoleError := os.ReadFile(consoleLog)
@@ -110,7 +94,7 @@ func (g *guest) run(ctx context.Context, suffix string) (said, console []byte, e
 }
 
 var (
-	oops    = regexp.MustCompile(`(?m)(?:Oops|BUG|int3|general protection fault)[^\r\n]*`)
+	oops    = regexp.MustCompile(`(?m)(?:Internal error|Oops|BUG|int3|general protection fault)[^\r\n]*`)
 	program = regexp.MustCompile(`bpf_prog_[0-9a-f]{16}`) // with its tag
 )
 

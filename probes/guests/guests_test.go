@@ -175,20 +175,20 @@ func TestPlay(t *testing.T) {
 				write(module, "")
 			}
 			// It has two serial lines, the console and what the tests say.
-			write(qemu, `#!/bin/sh
+			write(amd64.qemu, `#!/bin/sh
 echo >> boots
 for arg; do
 	case $arg in
 	file:*.again.console) cat panic.again > "${arg#file:}";;
 	file:*.console) cat panic > "${arg#file:}";;
-	file:*.again.tests) cat said.again > "${arg#file:}";;
-	file:*.tests) cat said > "${arg#file:}";;
+	*path=*.again.tests) cat said.again > "${arg#*path=}";;
+	*path=*.tests) cat said > "${arg#*path=}";;
 	esac
 done
 `)
 			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 			t.Chdir(dir)
-			g := guest{boot: boot{kernel: kernel{modules: modules}, dir: dir}, binaries: map[string]string{}, limit: time.Minute, initrd: filepath.Join(dir, "initrd"), log: filepath.Join(dir, "log")}
+			g := guest{boot: boot{kernel: kernel{machine: amd64, modules: modules}, dir: dir}, binaries: map[string]string{}, limit: time.Minute, initrd: filepath.Join(dir, "initrd"), log: filepath.Join(dir, "log")}
 			r := g.play(t.Context())
 			boots, err := os.ReadFile("boots")
 			if err != nil || len(boots) != test.boots || r.ok() != test.ok || (r.panic != "") != (test.boots == 2) {
@@ -205,7 +205,8 @@ done
 
 func TestPanicOf(t *testing.T) {
 	for console, want := range map[string]string{
-		"[    1.0] int3: 0000 [#1] SMP\r\n[ 2.0] Kernel panic - not syncing\r\n": "int3: 0000 [#1] SMP",
+		"[    1.0] int3: 0000 [#1] SMP\r\n[ 2.0] Kernel panic - not syncing\r\n":                                                "int3: 0000 [#1] SMP",
+		"[ 1.0] Internal error: synchronous external abort: 0000000096000010 [#1] SMP\r\n[ 2.0] Kernel panic - not syncing\r\n": "Internal error: synchronous external abort: 0000000096000010 [#1] SMP",
 		"Kernel panic - not syncing": "panic",
 	} {
 		if why, ok := panicOf([]byte(console)); !ok || why != want {
@@ -219,15 +220,69 @@ func TestPanicOf(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	all, err := choose("")
-	if err != nil || len(all) != 5 {
+	if err != nil || len(all) != 6 {
 		t.Errorf("all are %v, %v", all, err)
 	}
 	two, err := choose("6.1,newest")
 	if err != nil || len(two) != 2 || two[0].suite != "bookworm" || two[1].suite != "forky" {
 		t.Errorf("two are %v, %v", two, err)
 	}
-	if _, err := choose("6.1,2.4"); err == nil {
-		t.Error("there is a 2.4")
+	three, err := choose("6.12-arm64,6.12,newest")
+	if err != nil || len(three) != 3 || three[0].machine != arm64 || three[1].machine != amd64 || three[0].suite != three[1].suite {
+		t.Errorf("three are %v, %v", three, err)
+	}
+	for _, name := range []string{"2.4", "6.1-arm64", "6.12-amd64"} {
+		if _, err := choose("6.1," + name); err == nil {
+			t.Errorf("there is a %s", name)
+		}
+	}
+}
+
+// Whatever a guest keeps by its name is its own, also where two are of one suite.
+func TestNames(t *testing.T) {
+	names, places := make(map[string]bool), make(map[string]bool)
+	for _, k := range kernels {
+		names[k.name()], places[k.suffixed(k.suite)] = true, true
+	}
+	if len(names) != len(kernels) || len(places) != len(kernels) || !names["6.12"] || !names["6.12-arm64"] {
+		t.Errorf("names are %v, places %v", names, places)
+	}
+}
+
+// Each machine gets a kernel of its own architecture, from the mirror of its suite.
+func TestLine(t *testing.T) {
+	m := mirrors{main: "http://main/debian", security: "http://security/debian-security"}
+	for want, k := range map[string]kernel{
+		"deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://security/debian-security bullseye-security main\n": {"5.10", "bullseye-security", amd64},
+		"deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://main/debian trixie main\n":                         {"6.12", "trixie", arm64},
+	} {
+		if got := m.line(k); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// The kernel says where QEMU listens: its console on one line, the tests on the other.
+func TestArguments(t *testing.T) {
+	for m, want := range map[*machine][]string{
+		amd64: {"-cpu max,-cx16", "-device isa-serial,chardev=results", "console=ttyS0 ", " SOCKQ_GUEST_LINE=/dev/ttyS1"},
+		arm64: {"-machine virt", "-cpu max,pauth-impdef=on", "-device pci-serial,chardev=results", "console=ttyAMA0 ", " SOCKQ_GUEST_LINE=/dev/ttyS0"},
+	} {
+		g := guest{boot: boot{kernel: kernel{machine: m}, dir: "/boot"}, initrd: "/initrd"}
+		want = append(want, "-accel tcg,thread=single", "-serial file:/a", "-chardev file,id=results,path=/b", "-kernel /boot/vmlinuz -initrd /initrd")
+		got := strings.Join(g.arguments("/a", "/b"), " ")
+		for _, part := range want {
+			if !strings.Contains(got, part) {
+				t.Errorf("%s: %q lacks %q", m.arch, got, part)
+			}
+		}
+		if strings.Contains(got, "SOCKQ_TEST_TIER") {
+			t.Errorf("%s: a tier is forced: %q", m.arch, got)
+		}
+		g.tier = "B"
+		if got := strings.Join(g.arguments("/a", "/b"), " "); !strings.HasSuffix(got, " SOCKQ_TEST_TIER=B") {
+			t.Errorf("%s: no tier is forced: %q", m.arch, got)
+		}
 	}
 }
 
@@ -246,12 +301,15 @@ func TestDependency(t *testing.T) {
 func TestNewestOf(t *testing.T) {
 	names := []string{
 		"linux-image-6.18.9+deb13-cloud-amd64", "linux-image-6.18.15+deb13-cloud-amd64",
-		"linux-image-6.18.15+deb13-cloud-amd64-dbg", "linux-image-6.18.20+deb13-amd64", "linux-image-6.18.5+deb13-cloud-amd64",
+		"linux-image-6.18.15+deb13-cloud-amd64-dbg", "linux-image-6.18.16+deb13-cloud-arm64", "linux-image-6.18.20+deb13-amd64", "linux-image-6.18.5+deb13-cloud-amd64",
 	}
-	if got := newestOf(names); got != names[1] {
+	if got := newestOf(names, "amd64"); got != names[1] {
 		t.Errorf("the newest is %q", got)
 	}
-	if got := newestOf(names[2:4]); got != "" {
+	if got := newestOf(names, "arm64"); got != names[3] {
+		t.Errorf("the newest of arm64 is %q", got)
+	}
+	if got := newestOf(names[2:5], "amd64"); got != "" {
 		t.Errorf("the newest of none is %q", got)
 	}
 }
@@ -260,15 +318,17 @@ func TestNewestOf(t *testing.T) {
 func TestInitBuilds(t *testing.T) {
 	t.Chdir("../..")
 	dir := t.TempDir()
-	files, err := build(t.Context(), dir, nil)
-	if err != nil {
-		t.Fatal(err)
+	files, err := buildAll(t.Context(), dir, kernels, nil)
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%v, %v", files, err)
 	}
-	out, err := exec.Command("go", "version", "-m", files["init"]).CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "CGO_ENABLED=0") {
-		t.Errorf("%v: %s", err, out)
+	for arch, files := range files {
+		out, err := exec.Command("go", "version", "-m", files["init"]).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "CGO_ENABLED=0") || !strings.Contains(string(out), "GOARCH="+arch) {
+			t.Errorf("%s: %v: %s", arch, err, out)
+		}
 	}
-	if _, err := build(t.Context(), dir, []string{"nonsense"}); err == nil {
+	if _, err := build(t.Context(), dir, "amd64", []string{"nonsense"}); err == nil {
 		t.Error("nonsense has tests")
 	}
 }

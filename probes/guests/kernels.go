@@ -18,22 +18,35 @@ import (
 	"time"
 )
 
-// kernel is a series of Debian's kernels and the suite whose cloud kernel is of
-// it. Versions are not pinned: the archive drops old ones.
+// kernel is a series of Debian's kernels, the suite whose cloud kernel is of it,
+// and the machine for which it is. Versions are not pinned: the archive drops old
+// ones.
 type kernel struct {
 	series, suite string
+	machine       *machine
 	modules       []string // in the order in which they are loaded
+}
+
+// name is what the user calls it.
+func (k kernel) name() string { return k.suffixed(k.series) }
+
+func (k kernel) suffixed(s string) string {
+	if k.machine == amd64 {
+		return s
+	}
+	return s + "-" + k.machine.arch
 }
 
 // newest is whatever Debian's testing has.
 const newest = "newest"
 
 var kernels = []kernel{
-	{"5.10", "bullseye-security", withDCCP},
-	{"6.1", "bookworm", withDCCP},
-	{"6.12", "trixie", withDCCP},
-	{"6.18", "trixie-backports", modules}, // among newer ones
-	{newest, "forky", modules},
+	{"5.10", "bullseye-security", amd64, withDCCP},
+	{"6.1", "bookworm", amd64, withDCCP},
+	{"6.12", "trixie", amd64, withDCCP},
+	{"6.18", "trixie-backports", amd64, modules}, // among newer ones
+	{newest, "forky", amd64, modules},
+	{"6.12", "trixie", arm64, withDCCP},
 }
 
 // The tests need these modules. DCCP, which shares functions with TCP, is no more
@@ -43,9 +56,9 @@ var (
 	withDCCP = slices.Concat(modules, []string{"dccp.ko", "dccp_ipv4.ko"})
 )
 
-func seriesNames() (names []string) {
+func kernelNames() (names []string) {
 	for _, k := range kernels {
-		names = append(names, k.series)
+		names = append(names, k.name())
 	}
 	return names
 }
@@ -56,7 +69,7 @@ func choose(only string) ([]kernel, error) {
 	}
 	var chosen []kernel
 	for name := range strings.SplitSeq(only, ",") {
-		i := slices.IndexFunc(kernels, func(k kernel) bool { return k.series == name })
+		i := slices.IndexFunc(kernels, func(k kernel) bool { return k.name() == name })
 		if i < 0 {
 			return nil, fmt.Errorf("no kernel is called %q", name)
 		}
@@ -94,9 +107,9 @@ func fetch(ctx context.Context, cache string, wanted []kernel) (boots []boot, er
 		return nil, err
 	}
 	for _, k := range wanted {
-		b, err := k.fetch(ctx, filepath.Join(cache, k.suite), mirrors)
+		b, err := k.fetch(ctx, filepath.Join(cache, k.suffixed(k.suite)), mirrors)
 		if err != nil {
-			return nil, fmt.Errorf("fetch the kernel of %s: %w", k.suite, err)
+			return nil, fmt.Errorf("fetch the kernel %s of %s: %w", k.name(), k.suite, err)
 		}
 		boots = append(boots, b)
 	}
@@ -111,7 +124,7 @@ func (k kernel) fetch(ctx context.Context, dir string, m mirrors) (boot, error) 
 			return b, nil
 		}
 	}
-	a, err := newApt(filepath.Join(dir, "apt"), m.line(k.suite))
+	a, err := newApt(filepath.Join(dir, "apt"), k.machine.arch, m.line(k))
 	if err != nil {
 		return boot{}, err
 	}
@@ -187,20 +200,23 @@ func findMirrors(ctx context.Context) (m mirrors, err error) {
 	return m, nil
 }
 
-// line is the suite's in a sources.list.
-func (m mirrors) line(suite string) string {
+// line is the kernel's suite in a sources.list.
+func (m mirrors) line(k kernel) string {
 	uri := m.main
-	if strings.HasSuffix(suite, "-security") {
+	if strings.HasSuffix(k.suite, "-security") {
 		uri = m.security
 	}
-	return fmt.Sprintf("deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", uri, suite)
+	return fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.machine.arch, uri, k.suite)
 }
 
 // apt knows one suite, no package that is installed, and of the machine's settings
 // those about how to download.
-type apt struct{ options []string }
+type apt struct {
+	arch    string
+	options []string
+}
 
-func newApt(root, source string) (*apt, error) {
+func newApt(root, arch, source string) (*apt, error) {
 	for _, dir := range []string{"state/lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return nil, err
@@ -210,13 +226,13 @@ func newApt(root, source string) (*apt, error) {
 	if err := errors.Join(os.WriteFile(list, []byte(source), 0o644), os.WriteFile(status, nil, 0o644)); err != nil {
 		return nil, err
 	}
-	a := new(apt)
+	a := &apt{arch: arch}
 	for _, option := range []string{
 		"Dir::State=" + filepath.Join(root, "state"), "Dir::State::status=" + status,
 		"Dir::Cache=" + filepath.Join(root, "cache"),
 		"Dir::Etc::sourcelist=" + list, "Dir::Etc::sourceparts=/dev/null",
 		"Dir::Etc::preferences=/dev/null", "Dir::Etc::preferencesparts=/dev/null",
-		"APT::Architecture=amd64", "APT::Architectures=amd64",
+		"APT::Architecture=" + arch, "APT::Architectures=" + arch,
 		"APT::Sandbox::User=", // the cache may be a directory that only we read
 		"Acquire::Languages=none", "Acquire::Retries=3",
 	} {
@@ -245,13 +261,13 @@ var (
 // packages are those that hold the newest cloud kernel of a series in the suite,
 // linux-image-<release> first. Newer kernels are split into several.
 func (a *apt) packages(ctx context.Context, series string) (found []string, err error) {
-	first := "linux-image-cloud-amd64" // which only depends on the newest
+	first := "linux-image-cloud-" + a.arch // which only depends on the newest
 	if series != newest {
 		names, err := a.run(ctx, "", "apt-cache", "pkgnames", "linux-image-"+series+".")
 		if err != nil {
 			return nil, err
 		}
-		if first = newestOf(strings.Fields(string(names))); first == "" {
+		if first = newestOf(strings.Fields(string(names)), a.arch); first == "" {
 			return nil, fmt.Errorf("there is no cloud kernel %s", series)
 		}
 		found = append(found, first)
@@ -278,9 +294,9 @@ func (a *apt) packages(ctx context.Context, series string) (found []string, err 
 	return found, nil
 }
 
-// newestOf is the cloud kernel with the highest numbers, "" for none.
-func newestOf(names []string) string {
-	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.HasSuffix(name, "-cloud-amd64") })
+// newestOf is the architecture's cloud kernel with the highest numbers, "" for none.
+func newestOf(names []string, arch string) string {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.HasSuffix(name, "-cloud-"+arch) })
 	if len(names) == 0 {
 		return ""
 	}
@@ -342,10 +358,15 @@ func unxz(ctx context.Context, b []byte) ([]byte, error) {
 	return cmd.Output()
 }
 
-// installTools installs QEMU and xz from Debian where they are missing.
-func installTools(ctx context.Context) error {
+// installTools installs what the kernels need from Debian where it is missing: the
+// emulators of their machines, and xz.
+func installTools(ctx context.Context, kernels []kernel) error {
+	programs := map[string]string{"xz": "xz-utils"} // and their packages
+	for _, k := range kernels {
+		programs[k.machine.qemu] = k.machine.pkg
+	}
 	var missing []string
-	for program, name := range map[string]string{qemu: "qemu-system-x86", "xz": "xz-utils"} {
+	for program, name := range programs {
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, name)
 		}

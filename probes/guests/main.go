@@ -1,5 +1,6 @@
 // Command guests runs the tests of the probes on Debian's kernels, each in a
-// virtual machine that QEMU emulates (TCG), and prints what came of it:
+// virtual machine that QEMU emulates (TCG), one of them of arm64, and prints what
+// came of it:
 //
 //	go run ./probes/guests
 //
@@ -27,7 +28,7 @@ import (
 
 func main() {
 	var o options
-	flag.StringVar(&o.only, "kernels", "", "kernels to boot, separated by commas: "+strings.Join(seriesNames(), ", ")+"; all if empty")
+	flag.StringVar(&o.only, "kernels", "", "kernels to boot, separated by commas: "+strings.Join(kernelNames(), ", ")+"; all if empty")
 	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, as go test -count")
@@ -83,14 +84,14 @@ func (o *options) test(ctx context.Context) (bool, error) {
 	}
 	defer os.RemoveAll(work)
 
-	if err := installTools(ctx); err != nil {
+	if err := installTools(ctx, kernels); err != nil {
 		return false, err
 	}
 	tests := strings.Split(o.tests, ",")
-	var binaries map[string]string
+	var binaries map[string]map[string]string
 	var building sync.WaitGroup
 	var buildError error
-	building.Go(func() { binaries, buildError = build(ctx, work, tests) })
+	building.Go(func() { binaries, buildError = buildAll(ctx, work, kernels, tests) })
 	boots, err := fetch(ctx, o.cache, kernels)
 	building.Wait()
 	if err := errors.Join(err, buildError); err != nil {
@@ -106,8 +107,8 @@ func (o *options) test(ctx context.Context) (bool, error) {
 		running.Go(func() {
 			defer func() { <-places }()
 			g := guest{
-				boot: b, tier: o.tier, tests: tests, binaries: binaries, limit: o.limit,
-				initrd: filepath.Join(work, b.series+".initrd"), log: filepath.Join(logs, b.series),
+				boot: b, tier: o.tier, tests: tests, binaries: binaries[b.machine.arch], limit: o.limit,
+				initrd: filepath.Join(work, b.name()+".initrd"), log: filepath.Join(logs, b.name()),
 			}
 			g.flags = []string{fmt.Sprintf("-test.count=%d", o.count)}
 			if o.run != "" {
@@ -150,9 +151,26 @@ func newLogs(dir string) (string, error) {
 
 func since(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }
 
-// build compiles the guests' programs, static and for amd64. It returns their
-// files by the path in the guest.
-func build(ctx context.Context, dir string, tests []string) (map[string]string, error) {
+// buildAll builds for each architecture among the kernels.
+func buildAll(ctx context.Context, dir string, kernels []kernel, tests []string) (map[string]map[string]string, error) {
+	built := make(map[string]map[string]string)
+	for _, k := range kernels {
+		arch := k.machine.arch
+		if built[arch] != nil {
+			continue
+		}
+		files, err := build(ctx, filepath.Join(dir, arch), arch, tests)
+		if err != nil {
+			return nil, err
+		}
+		built[arch] = files
+	}
+	return built, nil
+}
+
+// build compiles the guests' programs, static. It returns their files by the path in
+// the guest.
+func build(ctx context.Context, dir, arch string, tests []string) (map[string]string, error) {
 	files := map[string]string{"init": filepath.Join(dir, "init")}
 	arguments := [][]string{{"build", "-o", files["init"], "./probes/guests/init"}}
 	for _, name := range tests {
@@ -176,7 +194,7 @@ func build(ctx context.Context, dir string, tests []string) (map[string]string, 
 	}
 	for _, args := range arguments {
 		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=amd64")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 		}

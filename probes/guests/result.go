@@ -13,12 +13,12 @@ import (
 
 // result is what came of one guest.
 type result struct {
-	series, release string
-	panic           string // of the kernel, that made a second boot necessary
-	rooms           []room
-	probes          []string // what sockq says that it has there
-	took            time.Duration
-	err             error
+	release string
+	panic   string // of the kernel, that made a second boot necessary
+	rooms   []room
+	probes  []string // what sockq says that it has there
+	took    time.Duration
+	err     error
 }
 
 // room is what the tests of one package said.

@@ -46,7 +46,8 @@ func run() error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("raise the number of open files: %w", err)
 	}
-	out, err := os.OpenFile("/dev/ttyS1", os.O_WRONLY|unix.O_NOCTTY, 0)
+	// The kernel hands over what it does not know of its command line.
+	out, err := os.OpenFile(os.Getenv("SOCKQ_GUEST_LINE"), os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
 		return err
 	}
@@ -121,7 +122,6 @@ func play(out *os.File, test string) int {
 	cmd := exec.Command(filepath.Join(dir, test+".test"), append([]string{"-test.v", "-test.timeout=12m"}, list("/flags.list")...)...)
 	cmd.Dir = dir
 	cmd.Env = []string{"CI=true", "SOCKQ_TEST_GUEST=1", "TMPDIR=/tmp", "HOME=/tmp", "PATH=/"}
-	// The kernel hands over what it does not know of its command line.
 	if tier, ok := os.LookupEnv("SOCKQ_TEST_TIER"); ok {
 		cmd.Env = append(cmd.Env, "SOCKQ_TEST_TIER="+tier)
 	}
