@@ -253,8 +253,8 @@ func TestNames(t *testing.T) {
 func TestLine(t *testing.T) {
 	m := mirrors{main: "http://main/debian", security: "http://security/debian-security"}
 	for want, k := range map[string]kernel{
-		"deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://security/debian-security bullseye-security main\n": {"5.10", "bullseye-security", amd64},
-		"deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://main/debian trixie main\n":                         {"6.12", "trixie", arm64},
+		"deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://security/debian-security bullseye-security main\n": {"5.10", "bullseye-security", amd64, nil},
+		"deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://main/debian trixie main\n":                         {"6.12", "trixie", arm64, nil},
 	} {
 		if got := m.line(k); got != want {
 			t.Errorf("%q, want %q", got, want)
