@@ -16,15 +16,16 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	acceptsMapCpus             = "cpus"
-	acceptsMapListeners        = "listeners"
-	acceptsMapLost             = "lost"
-	acceptsMapSockets          = "sockets"
-	acceptsProgChildAccepted2  = "child_accepted_2"
-	acceptsProgChildAccepted4  = "child_accepted_4"
-	acceptsProgChildAdded      = "child_added"
-	acceptsProgChildQueued     = "child_queued"
-	acceptsProgListenSucceeded = "listen_succeeded"
+	acceptsMapCpus              = "cpus"
+	acceptsMapListeners         = "listeners"
+	acceptsMapLost              = "lost"
+	acceptsMapSockets           = "sockets"
+	acceptsProgChildAccepted2   = "child_accepted_2"
+	acceptsProgChildAccepted4   = "child_accepted_4"
+	acceptsProgChildAdded       = "child_added"
+	acceptsProgChildQueued      = "child_queued"
+	acceptsProgListenSucceeded  = "listen_succeeded"
+	acceptsVarCookiesAreMissing = "cookies_are_missing"
 )
 
 // loadAccepts returns the embedded CollectionSpec for accepts.
@@ -90,6 +91,7 @@ type acceptsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type acceptsVariableSpecs struct {
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
 }
 
 // acceptsObjects contains all objects after they have been loaded into the kernel.
@@ -131,6 +133,7 @@ func (m *acceptsMaps) Close() error {
 //
 // It can be passed to loadAcceptsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type acceptsVariables struct {
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
 }
 
 // acceptsPrograms contains all programs after they have been loaded into the kernel.

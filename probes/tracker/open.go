@@ -125,6 +125,7 @@ type Tracker struct {
 	changed, changedAgain *ebpf.Program
 	closers               []io.Closer // links, then programs
 	reasons               []string    // of RSTs, by number
+	cookiesMissing        bool        // from sockets that nobody asked for theirs
 
 	read
 }
@@ -151,6 +152,8 @@ func Open(opts Options) (_ *Tracker, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
 	}
+	var cookies *btf.Func
+	t.cookiesMissing = t.kernel.TypeByName("bpf_get_socket_ptr_cookie", &cookies) != nil
 	specs, err := t.specs()
 	if err != nil {
 		return nil, err

@@ -46,6 +46,7 @@ const (
 	refusalsProgSynAnsweredKprobe      = "syn_answered_kprobe"
 	refusalsProgSynArrived             = "syn_arrived"
 	refusalsProgSynArrivedKprobe       = "syn_arrived_kprobe"
+	refusalsVarCookiesAreMissing       = "cookies_are_missing"
 	refusalsVarCounterIndex            = "counter_index"
 )
 
@@ -133,7 +134,8 @@ type refusalsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refusalsVariableSpecs struct {
-	CounterIndex *ebpf.VariableSpec `ebpf:"counter_index"`
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
+	CounterIndex      *ebpf.VariableSpec `ebpf:"counter_index"`
 }
 
 // refusalsObjects contains all objects after they have been loaded into the kernel.
@@ -177,7 +179,8 @@ func (m *refusalsMaps) Close() error {
 //
 // It can be passed to loadRefusalsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refusalsVariables struct {
-	CounterIndex *ebpf.Variable `ebpf:"counter_index"`
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
+	CounterIndex      *ebpf.Variable `ebpf:"counter_index"`
 }
 
 // refusalsPrograms contains all programs after they have been loaded into the kernel.

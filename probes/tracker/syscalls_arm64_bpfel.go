@@ -16,19 +16,20 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	syscallsMapCpus             = "cpus"
-	syscallsMapEvents           = "events"
-	syscallsMapFreeSlots        = "free_slots"
-	syscallsMapLastSlots        = "last_slots"
-	syscallsMapListeners        = "listeners"
-	syscallsMapLost             = "lost"
-	syscallsMapNamespaces       = "namespaces"
-	syscallsMapSlots            = "slots"
-	syscallsMapSockets          = "sockets"
-	syscallsProgAccept4Returned = "accept4_returned"
-	syscallsProgAcceptReturned  = "accept_returned"
-	syscallsProgConnectReturned = "connect_returned"
-	syscallsProgListenReturned  = "listen_returned"
+	syscallsMapCpus              = "cpus"
+	syscallsMapEvents            = "events"
+	syscallsMapFreeSlots         = "free_slots"
+	syscallsMapLastSlots         = "last_slots"
+	syscallsMapListeners         = "listeners"
+	syscallsMapLost              = "lost"
+	syscallsMapNamespaces        = "namespaces"
+	syscallsMapSlots             = "slots"
+	syscallsMapSockets           = "sockets"
+	syscallsProgAccept4Returned  = "accept4_returned"
+	syscallsProgAcceptReturned   = "accept_returned"
+	syscallsProgConnectReturned  = "connect_returned"
+	syscallsProgListenReturned   = "listen_returned"
+	syscallsVarCookiesAreMissing = "cookies_are_missing"
 )
 
 // loadSyscalls returns the embedded CollectionSpec for syscalls.
@@ -98,6 +99,7 @@ type syscallsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type syscallsVariableSpecs struct {
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
 }
 
 // syscallsObjects contains all objects after they have been loaded into the kernel.
@@ -149,6 +151,7 @@ func (m *syscallsMaps) Close() error {
 //
 // It can be passed to loadSyscallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type syscallsVariables struct {
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
 }
 
 // syscallsPrograms contains all programs after they have been loaded into the kernel.
