@@ -18,8 +18,8 @@ var storyGroups = []struct {
 	{"Listeners", []story{
 		{name: "listeners", tells: "accept queues, and SYN queues where they can be read"},
 		{name: "syn_queue", tells: "SYN queues", since: "6.4"},
-		{name: tracker.StoryRefusals, tells: "why SYNs and final ACKs are refused", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
-		{name: tracker.StoryIgnoredACKs, tells: "final ACKs that a full accept queue refused", since: "6.17", needs: "Linux 6.17 or newer, or 5.12 or newer with trampolines or kprobes"},
+		{name: tracker.StoryRefusals, tells: "why SYNs and final ACKs are refused", since: "5.10", needs: "Linux 5.10 or newer with trampolines or kprobes, which stock kernels have"},
+		{name: tracker.StoryIgnoredACKs, tells: "final ACKs that a full accept queue refused", since: "6.17", needs: "Linux 6.17 or newer, or 5.10 or newer with trampolines or kprobes"},
 		{name: tracker.StoryConnections, tells: "arrivals in accept queues, and the peak at each", since: "6.3", needs: "Linux 6.3 or newer, or 5.12 or newer with trampolines"},
 		{name: tracker.StoryAccepts, tells: "accepts, and how long connections waited for them", since: "6.4", needs: "Linux 6.4 or newer, or 5.12 or newer with trampolines", flag: "--tracker.syscalls"},
 		{name: tracker.StoryHalfOpen, tells: "how half-open connections end, and how long handshakes take", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
@@ -59,8 +59,8 @@ func storyOf(name string) story {
 
 // tierMeans is what each tier of a kernel gives.
 var tierMeans = map[string]string{
-	string(tracker.TierA):    "sockq may attach to functions of the kernel by trampolines: from Linux 5.12 that shows each refused SYN, and why.",
-	string(tracker.TierB):    "sockq may attach to functions of the kernel by kprobes, which cost more than trampolines: from Linux 5.12 that shows each refused SYN, and why.",
+	string(tracker.TierA):    "sockq may attach to functions of the kernel by trampolines: that shows each refused SYN, and why.",
+	string(tracker.TierB):    "sockq may attach to functions of the kernel by kprobes, which cost more than trampolines: that shows each refused SYN, and why.",
 	string(tracker.TierC):    "sockq may attach to tracepoints only, not to functions of the kernel: it can see queues, states and most events, but not why a SYN was refused.",
 	string(tracker.TierNone): "sockq may not trace: it can see queues and states, but no events. What this kernel has besides is not known before sockq may try it.",
 }

@@ -65,6 +65,7 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 	for i := range listeners {
 		e := &listeners[i]
 		a := l.arrivals[e.Key]
+		expected := a != nil
 		if a == nil { // made since it was expected
 			a = new(arrival)
 			l.arrivals[e.Key] = a
@@ -73,7 +74,12 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		if s == nil {
 			s = l.sockets[e.Key] // known by its address
 		}
-		if a.live = s != nil; a.live {
+		// Whose key is its labels stands for sockets that may be there or not: it
+		// is as long as something happens. When it is made it has no labels yet.
+		if e.ByLabels && expected && a.set == nil {
+			a.set = l.place(e)
+		}
+		if a.live = s != nil || e.ByLabels && a.set != nil && *e != a.seen; a.live {
 			a.sweeps = 0
 		}
 		if s != nil && s.set != nil {
@@ -120,10 +126,19 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 	a.set.peakRatio[0] = max(a.set.peakRatio[0], e.PeakRatio)
 }
 
-// place finds the set of a socket that came and went between two reads, by its
-// labels; nil where its namespace went, too, before anybody saw the socket.
+// place finds the set of a socket by its labels, where no sample has met it under
+// its key: it may have come and gone between two reads. It is nil where its
+// namespace went, too, before anybody saw the socket.
 func (l *ledger) place(e *tracker.Listener) *set {
 	r := census.Listener{Inode: e.Namespace.Inode, NetnsCookie: e.Namespace.Cookie, Address: e.Address}
+	if e.Interface != 0 { // it has a name as long as there is a socket
+		for _, s := range l.sockets {
+			o := &s.listener
+			if o.Inode == r.Inode && o.NetnsCookie == r.NetnsCookie && o.Address == r.Address && o.Interface == e.Interface && s.set != nil {
+				return s.set
+			}
+		}
+	}
 	if e.Interface != 0 {
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}

@@ -2,6 +2,7 @@ package probes
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -251,6 +252,108 @@ func TestRenamedNamespaceCountsOn(t *testing.T) {
 	for _, l := range b.snapshot() {
 		if want := map[string]uint64{"host": 3, "web": 2}[l.Namespace]; l.Connections != want {
 			t.Errorf("%s has %d connections, want %d", l.Namespace, l.Connections, want)
+		}
+	}
+}
+
+// byLabels is what the tracker counted at listeners that had no cookie.
+func byLabels(key uint64, address string, drops uint64) tracker.Listener {
+	e := counted(key, address, 0, 0)
+	e.ByLabels, e.Drops[tracker.DropSynQueueFull] = true, drops
+	return e
+}
+
+// A listener has no cookie, and goes by its labels until a sample gives it one.
+func TestListenerWithoutACookie(t *testing.T) {
+	b := newTrackedBench(10)
+	dropped := func(want uint64) {
+		t.Helper()
+		l := b.find(t, web)
+		if got := l.Drops[tracker.DropSynQueueFull]; got != want || l.BacklogRequestedKnown {
+			t.Errorf("%d were dropped, want %d: %+v", got, want, l)
+		}
+	}
+	gone := func(want ...uint64) {
+		t.Helper()
+		if got := b.gone(); !slices.Equal(got, want) {
+			t.Errorf("gone are %d, want %d", got, want)
+		}
+	}
+	const labels = 1 << 63
+	one := []census.Listener{listener(1, web, 0, 5)}
+	b.after(0)
+	b.arrive([]tracker.Listener{byLabels(labels, web, 1)}, atEpoch) // the entry may not be whole
+	if len(b.all) != 0 {
+		t.Errorf("%d sets", len(b.all))
+	}
+	b.events(nil, byLabels(labels, web, 3)) // and no sample has met the socket
+	dropped(3)
+	gone()
+	named := counted(1, web, 0, 0)
+	named.Drops[tracker.DropSynQueueFull] = 10
+	b.events(one, byLabels(labels, web, 5), named)
+	dropped(15)
+	gone() // something happens there yet
+	b.events(one, byLabels(labels, web, 5), named)
+	dropped(15)
+	gone(labels)
+	last := byLabels(labels, web, 6)
+	b.depart(&last, atEpoch)
+	dropped(16)
+	// The next one at that address.
+	b.events(one, named, byLabels(labels, web, 2))
+	b.events([]census.Listener{listener(2, web, 0, 5)}, named, byLabels(labels, web, 4))
+	dropped(20)
+	if len(b.all) != 1 || b.owned != 1 || b.waiting != 0 {
+		t.Errorf("%d sets, %d owned, %d gone", len(b.all), b.owned, b.waiting)
+	}
+}
+
+// The name of its device is that of the socket that a sample met.
+func TestListenerWithoutACookieOfADevice(t *testing.T) {
+	b := newTrackedBench(10)
+	r := listener(1, web, 0, 5)
+	r.Device, r.Interface = "eth0", 7
+	other := listener(2, web, 0, 5)
+	other.Device, other.Interface = "eth1", 8
+	e := byLabels(3, web, 5)
+	e.Interface = 7
+	b.after(0)
+	b.events([]census.Listener{other, r}, e)
+	if l := b.find(t, web+"%eth0"); l.Drops[tracker.DropSynQueueFull] != 5 || len(b.all) != 2 {
+		t.Errorf("%d sets, listener is %+v", len(b.all), l)
+	}
+}
+
+// Nobody knows its namespace: it is not kept for ever.
+func TestListenerWithoutACookieOfNobody(t *testing.T) {
+	b := newTrackedBench(10)
+	b.after(0)
+	e := byLabels(1, web, 0)
+	e.Namespace = tracker.NamespaceID{Cookie: 404, Inode: 404}
+	for range missedSweeps {
+		if gone := b.gone(); len(gone) != 0 {
+			t.Errorf("gone are %d", gone)
+		}
+		e.Drops[tracker.DropSynQueueFull]++
+		b.events(nil, e)
+	}
+	b.gone()
+	if gone := b.gone(); len(gone) != 1 || len(b.all) != 0 {
+		t.Errorf("gone are %d, %d sets", gone, len(b.all))
+	}
+}
+
+func TestRenamedNamespaceOfListenersWithoutACookie(t *testing.T) {
+	b := newTrackedBench(10)
+	b.after(0)
+	b.events(nil, byLabels(1, web, 3))
+	b.name = func(uint32, uint64) string { return "web" }
+	b.renamed(1, 1)
+	b.events(nil, byLabels(1, web, 5))
+	for _, l := range b.snapshot() {
+		if want := map[string]uint64{"host": 3, "web": 2}[l.Namespace]; l.Drops[tracker.DropSynQueueFull] != want {
+			t.Errorf("%s has %+v, want %d", l.Namespace, l, want)
 		}
 	}
 }

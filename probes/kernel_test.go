@@ -34,7 +34,7 @@ var since = map[string]release{
 	tracker.StoryIgnoredACKs:       {6, 17},
 	tracker.StoryResetsSent:        {},
 	tracker.StoryResetsReceived:    {},
-	tracker.StoryRefusals:          {5, 12},
+	tracker.StoryRefusals:          {},
 	tracker.StoryHalfOpen:          {5, 12},
 	tracker.StoryTimeWait:          {5, 12},
 }
@@ -56,9 +56,9 @@ func told(name string) bool {
 	switch name {
 	case tracker.StoryRefusals, tracker.StoryHalfOpen, tracker.StoryTimeWait:
 		return hooked() && r.here()
-	case tracker.StoryIgnoredACKs: // part of the refusals
-		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
-	case tracker.StoryConnections, tracker.StoryAccepts, tracker.StoryUnroutable, "audit": // of refusals at least
+	case tracker.StoryIgnoredACKs, "audit": // part of the refusals, and of these at least
+		return hooked() || r.here()
+	case tracker.StoryConnections, tracker.StoryAccepts, tracker.StoryUnroutable:
 		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
 	}
 	return r.here()

@@ -465,6 +465,11 @@ func (l *ledger) renamed(inode uint32, cookie uint64) {
 			l.leave(s)
 		}
 	}
+	for _, a := range l.arrivals { // others are joined by their sockets
+		if n := a.seen.Namespace; a.seen.ByLabels && n.Inode == inode && n.Cookie == cookie {
+			a.set = nil
+		}
+	}
 	name := l.name(inode, cookie)
 	for _, old := range slices.Clone(l.all) {
 		if !old.own || !old.Live || old.Inode != inode || old.cookie != cookie || old.Namespace == name {

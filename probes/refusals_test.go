@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -423,6 +424,92 @@ func TestRefusalsAuditOfTheTracker(t *testing.T) {
 		if id.inode == inode {
 			t.Errorf("the audit keeps %+v", id)
 		}
+	}
+}
+
+// Listeners come and go, one at the address of another: each series has its own,
+// and goes on when somebody listens there again.
+func TestRefusalsOfSeries(t *testing.T) {
+	if !told(tracker.StoryRefusals) {
+		return
+	}
+	dir := t.TempDir()
+	p := open(t, mechanism(), dir)
+	stage := scenario.NewStage(t, scenario.IPv4)
+	enter(t, p, dir, stage.NS, false)
+	auditRefusals(t, p, stage.NS)
+	look := func() {
+		t.Helper()
+		lookAgain(t, p)
+		if err := p.sample(true); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.sweep(); err != nil {
+			t.Fatal(err)
+		}
+		auditRefusals(t, p, stage.NS)
+	}
+	first, second := stage.Next(), stage.Next()
+	want := make(map[string]uint64)
+	for round, at := range []netip.AddrPort{first, second, first, first, second, first} {
+		refused := stage.NS.Netstat()["ListenDrops"]
+		l := stage.Socket().Bind(at).Listen(0)
+		client := stage.Connect(at)
+		l.Queued(1)
+		syns := func(n uint64) {
+			t.Helper()
+			for range n {
+				stage.Peer().SYN(at)
+			}
+			want[at.String()] += n
+			refused += n
+			eventually(t, func() []string {
+				if got := stage.NS.Netstat()["ListenDrops"]; got != refused {
+					return []string{fmt.Sprintf("%d were refused, want %d", got, refused)}
+				}
+				return nil
+			})
+		}
+		syns(uint64(1 + round))
+		if round%2 == 0 { // else nobody looks while it is there
+			look()
+			syns(2) // it has a cookie
+		}
+		client.Reset() // else the address stays taken
+		l.Close()
+		if round%3 != 0 { // else the next one comes first
+			look()
+		}
+	}
+	for range missedSweeps + 1 {
+		look()
+	}
+	s := snapshot(t, p)
+	got, series := make(map[string]uint64), 0
+	for _, l := range s.Listeners {
+		if l.Inode == stage.NS.Inode() {
+			got[l.Address] += l.Drops[tracker.DropAcceptQueueFullSYN]
+			series++
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("refused SYNs (-want +got):\n%s", diff)
+	}
+	if series != 2 || s.Lost["listeners_gone"] != 0 {
+		t.Errorf("%d series, lost %v", series, s.Lost)
+	}
+	left, err := p.tracked.tracker.Listeners()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range left {
+		if l.Namespace.Inode == stage.NS.Inode() {
+			t.Errorf("left is %+v", l)
+		}
+	}
+	i := slices.IndexFunc(s.Namespaces, func(n Namespace) bool { return n.Inode == stage.NS.Inode() })
+	if n := &s.Namespaces[i]; !n.Audited[AuditListenDrops] || !n.Audited[AuditListenOverflows] {
+		t.Errorf("audited %v", n.Audited)
 	}
 }
 

@@ -63,11 +63,11 @@ func TestScenarios(t *testing.T) {
 			forget(t, p, ns)
 			occupy(outer, t, ns)
 		}
+		enter(t, p, dir, ns, false)
+		auditRefusals(t, p, ns) // what comes is held against this
 	}, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
 		t.Helper()
-		if p.walk == nil {
-			enter(t, p, dir, ns, want.Gone)
-		}
+		enter(t, p, dir, ns, want.Gone)
 		if want.Gone {
 			eventually(t, func() []string {
 				if n, _ := look(t, p, ns); n != nil {
@@ -78,6 +78,7 @@ func TestScenarios(t *testing.T) {
 			return
 		}
 		report(t, compare(t, p, ns, want))
+		auditRefusals(t, p, ns)
 		if p.walk != nil {
 			audit(t, p, ns)
 		}
@@ -97,6 +98,9 @@ func TestScenarios(t *testing.T) {
 // at it now and not in a second.
 func enter(t *testing.T, p *Probes, dir string, ns *scenario.Namespace, gone bool) {
 	t.Helper()
+	if p.walk != nil {
+		return
+	}
 	link := filepath.Join(dir, fmt.Sprintf("ns%d", ns.Inode()))
 	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
@@ -562,6 +566,31 @@ func audit(t *testing.T, p *Probes, ns *scenario.Namespace) {
 		}
 		if time.Now().After(end) {
 			t.Fatal("no audit came about")
+		}
+	}
+}
+
+// auditRefusals expects that all that the kernel refused in the namespace was
+// counted. The first look of sock_diag's tells nothing yet.
+func auditRefusals(t *testing.T, p *Probes, ns *scenario.Namespace) {
+	t.Helper()
+	if p.refusals == nil {
+		return
+	}
+	if err := p.readNamespaces(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.auditRefusals(); err != nil {
+		t.Fatal(err)
+	}
+	s := snapshot(t, p)
+	i := slices.IndexFunc(s.Namespaces, func(n Namespace) bool { return n.Inode == ns.Inode() })
+	if i < 0 {
+		t.Fatal("the namespace is not shown")
+	}
+	for check := AuditListenDrops; check < AuditChecks; check++ {
+		if n := &s.Namespaces[i]; n.Differences[check] != 0 {
+			t.Errorf("%s: the difference is %d", AuditCheckNames[check], n.Differences[check])
 		}
 	}
 }

@@ -182,8 +182,10 @@ type Listener struct {
 	Inode       uint32 // of the network namespace
 	NetnsCookie uint64
 	Address     netip.AddrPort
-	// Device is the name of the device that the socket is bound to, "" for none.
-	Device string
+	// Device is the name of the device that the socket is bound to, "" for none;
+	// Interface is its index.
+	Device    string
+	Interface uint32
 	// AcceptQueue are the connections waiting for accept() (sk_ack_backlog),
 	// Limit the effective backlog (sk_max_ack_backlog). The queue is full at
 	// Limit+1.

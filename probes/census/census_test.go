@@ -450,6 +450,9 @@ func TestListenersAreSockDiags(t *testing.T) {
 	var drops uint32
 	for _, l := range got {
 		drops += l.Drops
+		if l.Interface != 0 != (l.Device != "") {
+			t.Errorf("interface of %s is %d", l.Device, l.Interface)
+		}
 	}
 	if drops != 3 {
 		t.Errorf("sk_drops sum up to %d, want 3", drops)

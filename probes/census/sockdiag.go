@@ -373,7 +373,7 @@ func list(into []Listener, p place, client *sockdiag.Client) ([]Listener, error)
 		memory, _ := sk.SKMemInfo()
 		into = append(into, Listener{
 			Key: sk.Cookie, Cookie: sk.Cookie, Socket: uint64(sk.Inode), Inode: p.inode, NetnsCookie: p.cookie,
-			Address: sk.Local, Device: deviceName(sk.Interface),
+			Address: sk.Local, Device: deviceName(sk.Interface), Interface: sk.Interface,
 			AcceptQueue: length, Limit: limit, SynQueue: -1, Drops: memory.Drops,
 		})
 		return nil

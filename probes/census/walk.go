@@ -602,7 +602,7 @@ func (w *Walk) Listeners() ([]Listener, error) {
 		r := &w.listing[i]
 		w.listened = append(w.listened, Listener{
 			Key: r.Key, Cookie: r.Cookie, Socket: r.Socket, Inode: r.Inum, NetnsCookie: r.NetCookie,
-			Address: r.addrPort(), Device: w.device(r),
+			Address: r.addrPort(), Device: w.device(r), Interface: uint32(r.Ifindex),
 			AcceptQueue: r.AcceptQueue, Limit: r.Limit, SynQueue: int64(int32(r.SynQueue)), Drops: r.Drops,
 		})
 	}

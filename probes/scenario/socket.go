@@ -193,6 +193,23 @@ func (k *Socket) Await(state tcpstate.State) {
 	k.s.Fatalf("waited for a socket in %s, it is in %s", state, got)
 }
 
+// Queued waits until that many connections wait for accept(). It asks for no cookie,
+// as sock_diag would.
+func (k *Socket) Queued(n uint32) {
+	k.s.Helper()
+	var got uint32
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		info, err := unix.GetsockoptTCPInfo(k.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			k.s.Fatalf("get TCP_INFO: %v", err)
+		}
+		if got = info.Unacked; got == n {
+			return
+		}
+	}
+	k.s.Fatalf("waited for %d connections in an accept queue, there are %d", n, got)
+}
+
 // Accept takes the first connection out of the accept queue. It waits for one.
 func (k *Socket) Accept() *Socket {
 	k.s.Helper()

@@ -16,16 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	acceptsMapCpus             = "cpus"
-	acceptsMapListeners        = "listeners"
-	acceptsMapLost             = "lost"
-	acceptsMapSockets          = "sockets"
-	acceptsProgChildAccepted2  = "child_accepted_2"
-	acceptsProgChildAccepted4  = "child_accepted_4"
-	acceptsProgChildAdded      = "child_added"
-	acceptsProgChildQueued     = "child_queued"
-	acceptsProgListenSucceeded = "listen_succeeded"
-	acceptsVarSocketsShift     = "sockets_shift"
+	acceptsMapCpus              = "cpus"
+	acceptsMapListeners         = "listeners"
+	acceptsMapLost              = "lost"
+	acceptsMapSockets           = "sockets"
+	acceptsProgChildAccepted2   = "child_accepted_2"
+	acceptsProgChildAccepted4   = "child_accepted_4"
+	acceptsProgChildAdded       = "child_added"
+	acceptsProgChildQueued      = "child_queued"
+	acceptsProgListenSucceeded  = "listen_succeeded"
+	acceptsVarCookiesAreMissing = "cookies_are_missing"
+	acceptsVarSocketsShift      = "sockets_shift"
 )
 
 // loadAccepts returns the embedded CollectionSpec for accepts.
@@ -91,7 +92,8 @@ type acceptsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type acceptsVariableSpecs struct {
-	SocketsShift *ebpf.VariableSpec `ebpf:"sockets_shift"`
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
+	SocketsShift      *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // acceptsObjects contains all objects after they have been loaded into the kernel.
@@ -133,7 +135,8 @@ func (m *acceptsMaps) Close() error {
 //
 // It can be passed to loadAcceptsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type acceptsVariables struct {
-	SocketsShift *ebpf.Variable `ebpf:"sockets_shift"`
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
+	SocketsShift      *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // acceptsPrograms contains all programs after they have been loaded into the kernel.

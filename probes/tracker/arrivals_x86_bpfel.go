@@ -14,13 +14,16 @@ import (
 )
 
 type arrivalsListenerCounts struct {
-	_                 structs.HostLayout
-	Namespace         uint64
-	Inum              uint32
-	Ifindex           int32
-	Family            uint16
-	Port              uint16
-	Address           [4]uint32
+	_         structs.HostLayout
+	Namespace uint64
+	Labels    struct {
+		_       structs.HostLayout
+		Inum    uint32
+		Ifindex int32
+		Family  uint16
+		Port    uint16
+		Address [4]uint32
+	}
 	Backlog           int32
 	Reserved          uint32
 	_                 [4]byte
@@ -59,6 +62,7 @@ const (
 	arrivalsProgConnectionArrived   = "connection_arrived"
 	arrivalsProgFinalAckRefused     = "final_ack_refused"
 	arrivalsProgSynackRetransmitted = "synack_retransmitted"
+	arrivalsVarCookiesAreMissing    = "cookies_are_missing"
 	arrivalsVarListenOverflow       = "listen_overflow"
 )
 
@@ -122,7 +126,8 @@ type arrivalsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type arrivalsVariableSpecs struct {
-	ListenOverflow *ebpf.VariableSpec `ebpf:"listen_overflow"`
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
+	ListenOverflow    *ebpf.VariableSpec `ebpf:"listen_overflow"`
 }
 
 // arrivalsObjects contains all objects after they have been loaded into the kernel.
@@ -162,7 +167,8 @@ func (m *arrivalsMaps) Close() error {
 //
 // It can be passed to loadArrivalsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type arrivalsVariables struct {
-	ListenOverflow *ebpf.Variable `ebpf:"listen_overflow"`
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
+	ListenOverflow    *ebpf.Variable `ebpf:"listen_overflow"`
 }
 
 // arrivalsPrograms contains all programs after they have been loaded into the kernel.

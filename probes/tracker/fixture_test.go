@@ -127,7 +127,7 @@ func needs(tb testing.TB, stories ...string) bool {
 }
 
 // identify asks the kernel for a namespace's cookie and inode number. Namespaces
-// without a cookie use each other's numbers again: what the shared tracker knows
+// without a cookie use each other's numbers again: what the shared trackers know
 // of another one is forgotten.
 func identify(tb testing.TB, ns *scenario.Namespace) (id NamespaceID) {
 	tb.Helper()
@@ -145,15 +145,27 @@ func identify(tb testing.TB, ns *scenario.Namespace) (id NamespaceID) {
 		}
 	})
 	id.Inode = ns.Inode()
-	if id.Cookie == 0 && shared != nil {
-		if _, err := shared.Namespaces(); err != nil { // what was not read is not forgotten
-			tb.Fatal(err)
-		}
-		if err := shared.Forget(id); err != nil {
-			tb.Fatal(err)
+	for _, tr := range []*Tracker{shared, sharedHooks} {
+		if id.Cookie == 0 && tr != nil {
+			forget(tb, tr, id)
 		}
 	}
 	return id
+}
+
+func forget(tb testing.TB, tr *Tracker, id NamespaceID) {
+	tb.Helper()
+	if _, err := tr.Namespaces(); err != nil { // what was not read is not forgotten
+		tb.Fatal(err)
+	}
+	if err := tr.Forget(id); err != nil {
+		tb.Fatal(err)
+	}
+	for key := range heard(tb, tr, id) {
+		if _, _, err := tr.Take(key); err != nil {
+			tb.Fatal(err)
+		}
+	}
 }
 
 // happened is what the tracker saw in a namespace.

@@ -45,6 +45,7 @@ const (
 	halfOpenProgRequestTimerFiredKprobe     = "request_timer_fired_kprobe"
 	halfOpenProgSocketAborted               = "socket_aborted"
 	halfOpenProgSocketAbortedKprobe         = "socket_aborted_kprobe"
+	halfOpenVarCookiesAreMissing            = "cookies_are_missing"
 	halfOpenVarObserved                     = "observed"
 	halfOpenVarPerNamespace                 = "per_namespace"
 	halfOpenVarRequestBeginsEdge            = "request_begins_edge"
@@ -136,6 +137,7 @@ type halfOpenMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfOpenVariableSpecs struct {
+	CookiesAreMissing    *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
 	Observed             *ebpf.VariableSpec `ebpf:"observed"`
 	PerNamespace         *ebpf.VariableSpec `ebpf:"per_namespace"`
 	RequestBeginsEdge    *ebpf.VariableSpec `ebpf:"request_begins_edge"`
@@ -195,6 +197,7 @@ func (m *halfOpenMaps) Close() error {
 //
 // It can be passed to loadHalfOpenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfOpenVariables struct {
+	CookiesAreMissing    *ebpf.Variable `ebpf:"cookies_are_missing"`
 	Observed             *ebpf.Variable `ebpf:"observed"`
 	PerNamespace         *ebpf.Variable `ebpf:"per_namespace"`
 	RequestBeginsEdge    *ebpf.Variable `ebpf:"request_begins_edge"`

@@ -23,7 +23,7 @@ var hookStories = []string{StoryRefusals, StoryHalfOpen, StoryTimeWait}
 
 // hooksSince is the kernel that each story needs that hooks tell, major and minor.
 var hooksSince = map[string][2]int{
-	StoryRefusals: {5, 12}, StoryIgnoredACKs: {5, 12}, StoryHalfOpen: {5, 12}, StoryTimeWait: {5, 12},
+	StoryRefusals: {}, StoryIgnoredACKs: {}, StoryHalfOpen: {5, 12}, StoryTimeWait: {5, 12},
 	StoryConnections: {5, 12}, StoryAccepts: {5, 12}, StoryUnroutable: {5, 12},
 }
 

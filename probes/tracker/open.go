@@ -158,6 +158,7 @@ type Tracker struct {
 	perfMisses            bool        // the kernel tells what programs on perf events miss
 	closers               []io.Closer // links, then programs
 	reasons               []string    // of RSTs, by number
+	cookiesMissing        bool        // from sockets that nobody asked for theirs
 
 	read
 }
@@ -186,6 +187,8 @@ func Open(opts Options) (_ *Tracker, err error) {
 	}
 	var info *btf.Struct
 	t.perfMisses = t.kernel.TypeByName("bpf_link_info", &info) == nil && hasMember(info, "missed")
+	var cookies *btf.Func
+	t.cookiesMissing = t.kernel.TypeByName("bpf_get_socket_ptr_cookie", &cookies) != nil
 	specs, err := t.specs()
 	if err != nil {
 		return nil, err

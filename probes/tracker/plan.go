@@ -164,15 +164,10 @@ func (t *Tracker) attachRefusals(spec *ebpf.CollectionSpec) {
 		t.untold(errNoHooks, StoryRefusals)
 		return
 	}
-	// Listeners are known by their cookies, which nobody else may have asked for.
-	var cookies *btf.Func
-	if err := t.kernel.TypeByName("bpf_get_socket_ptr_cookie", &cookies); err != nil {
-		t.untold(fmt.Errorf("needs Linux 5.12 or newer: %w", err), StoryRefusals)
-		return
-	}
 	indexes, err := enumerators(t.kernel, watched)
 	if err == nil {
-		err = spec.Variables["counter_index"].Set(indexes)
+		err = errors.Join(spec.Variables["counter_index"].Set(indexes),
+			spec.Variables["cookies_are_missing"].Set(boolean(t.cookiesMissing)))
 	}
 	if err != nil {
 		t.untold(err, StoryRefusals)
@@ -215,9 +210,16 @@ func enumerators(kernel *btf.Spec, names []string) ([]uint32, error) {
 	return nil, fmt.Errorf("the kernel does not count %v", names)
 }
 
+// Socket cookies came to tracing programs with the same kernel.
+var errNoTable = errors.New("needs Linux 5.12 or newer: the table of sockets needs atomic compare and exchange")
+
 func (t *Tracker) attachHalfOpen(spec *ebpf.CollectionSpec) {
 	if !t.Tells(StoryRefusals) { // what a final ACK comes to is an end, too
 		t.untold(errors.New("needs "+StoryRefusals), StoryHalfOpen)
+		return
+	}
+	if t.cookiesMissing {
+		t.untold(errNoTable, StoryHalfOpen)
 		return
 	}
 	states := tcpstate.Mask(0)
@@ -246,6 +248,10 @@ func (t *Tracker) attachHalfOpen(spec *ebpf.CollectionSpec) {
 }
 
 func (t *Tracker) attachTimeWait(spec *ebpf.CollectionSpec) {
+	if t.cookiesMissing {
+		t.untold(errNoTable, StoryTimeWait)
+		return
+	}
 	states := tcpstate.Mask(0)
 	if t.opts.StateSeconds {
 		states = tcpstate.MaskOf(tcpstate.FinWait2, tcpstate.TimeWait)

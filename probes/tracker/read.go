@@ -43,6 +43,9 @@ const sumUnit = 1024e-9
 // inodeBit marks the id of a namespace that is an inode number (namespace_id).
 const inodeBit = 1 << 47
 
+// labelsBit marks a key that is made of a listener's labels (key_of_labels).
+const labelsBit = 1 << 63
+
 // otherNamespaces is the slot of those that found no place (OTHER_NAMESPACES).
 const otherNamespaces = 0
 
@@ -102,7 +105,7 @@ func (t *Tracker) Listeners() (_ []Listener, err error) {
 	}
 	t.listeners = t.listeners[:0]
 	for i := range t.keys {
-		t.listeners = append(t.listeners, t.counts[i].listener(t.keys[i], now))
+		t.listeners = append(t.listeners, t.counts[i].listener(t.keys[i], t.cookiesMissing, now))
 	}
 	return t.listeners, nil
 }
@@ -128,14 +131,15 @@ func (t *Tracker) Take(key uint64) (Listener, bool, error) {
 	case err != nil:
 		return Listener{}, false, fmt.Errorf("take listener: %w", err)
 	}
-	return counts.listener(key, now), true, nil
+	return counts.listener(key, t.cookiesMissing, now), true, nil
 }
 
-func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listener {
+func (c *arrivalsListenerCounts) listener(key uint64, cookiesMissing bool, now time.Duration) Listener {
 	l := Listener{
 		Key:       key,
-		Namespace: NamespaceID{Cookie: c.Namespace, Inode: c.Inum},
-		Interface: uint32(c.Ifindex),
+		ByLabels:  cookiesMissing && key&labelsBit != 0,
+		Namespace: NamespaceID{Cookie: c.Namespace, Inode: c.Labels.Inum},
+		Interface: uint32(c.Labels.Ifindex),
 
 		Connections: c.Connections, Accepts: c.Accepts, SynackRetransmits: c.SynackRetransmits,
 		Syns: c.Syns, CookiesSent: c.CookiesSent, CookiesValidated: c.CookiesValidated,
@@ -143,11 +147,11 @@ func (c *arrivalsListenerCounts) listener(key uint64, now time.Duration) Listene
 		Drops: c.Drops, LastAccept: time.Duration(c.LastAccept),
 		LastListen: time.Duration(c.LastListen), Backlog: c.Backlog,
 	}
-	raw := *(*[16]byte)(unsafe.Pointer(&c.Address))
-	if c.Family == unix.AF_INET6 {
-		l.Address = netip.AddrPortFrom(netip.AddrFrom16(raw), c.Port)
+	raw := *(*[16]byte)(unsafe.Pointer(&c.Labels.Address))
+	if c.Labels.Family == unix.AF_INET6 {
+		l.Address = netip.AddrPortFrom(netip.AddrFrom16(raw), c.Labels.Port)
 	} else {
-		l.Address = netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[:4])), c.Port)
+		l.Address = netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[:4])), c.Labels.Port)
 	}
 	minute := uint64(now / time.Minute)
 	for i := range c.Peak {

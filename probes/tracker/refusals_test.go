@@ -3,6 +3,7 @@ package tracker
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -88,12 +89,13 @@ func TestFatesOfScenarios(t *testing.T) {
 	if !needsHooks(t, StoryRefusals) {
 		return
 	}
-	scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
+	var id NamespaceID
+	begin := func(t *testing.T, ns *scenario.Namespace) { id = identify(t, ns) }
+	scenario.RunFrom(t, begin, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
 		t.Helper()
 		if want.Gone {
 			return
 		}
-		id := identify(t, ns)
 		patient(t, tr, id)
 		become(t, "what the kernel counts", kernelCounts(ns), func() audited { return fatesOf(t, tr, id).audited() })
 		if !tr.Tells(StoryHalfOpen) || !tr.Tells(StoryTimeWait) {
@@ -149,6 +151,95 @@ func socketsOf(ns *scenario.Namespace) map[string]int64 {
 	}
 	states[closed] = 0 // bound only
 	return named(states[:])
+}
+
+// TestFatesOfSuccessors sees that a listener has nothing of the one before
+// it, whose address in the kernel it may have got, and that what is counted at an
+// address goes on when another one listens there.
+func TestFatesOfSuccessors(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals) {
+		return
+	}
+	for _, family := range []scenario.Family{scenario.IPv4, scenario.IPv6} {
+		t.Run(family.String(), func(t *testing.T) {
+			s := scenario.NewStage(t, family)
+			id := identify(t, s.NS)
+			addresses := []netip.AddrPort{s.Next(), s.Next(), s.Next()}
+			want := make(map[netip.AddrPort]uint64)
+			entries, refused := len(addresses), uint64(0)
+			const rounds = 4
+			if scenario.KernelAtLeast(5, 12) { // each has a cookie
+				entries *= rounds
+			}
+			for round := range rounds {
+				for i, at := range addresses {
+					l := s.Socket().Bind(at).Listen(0)
+					client := s.Connect(at)
+					l.Queued(1)
+					for range 1 + i + 3*round {
+						s.Peer().SYN(at)
+						want[at]++
+						refused++
+					}
+					become(t, "refused SYNs", refused, func() uint64 { return kernelCounts(s.NS).ListenDrops })
+					client.Reset() // else the address stays taken
+					l.Close()
+				}
+			}
+			become(t, "refused SYNs", want, func() map[netip.AddrPort]uint64 {
+				seen := make(map[netip.AddrPort]uint64)
+				for _, l := range heard(t, tr, id) {
+					seen[l.Address] += l.Drops[DropAcceptQueueFullSYN]
+				}
+				return seen
+			})
+			found := heard(t, tr, id)
+			if len(found) != entries {
+				t.Errorf("%d entries, want %d", len(found), entries)
+			}
+			for key, l := range found {
+				if l.ByLabels == scenario.KernelAtLeast(5, 12) || l.ByLabels != (key>>63 == 1) {
+					t.Errorf("%#x of %s is made of labels: %t", key, l.Address, l.ByLabels)
+				}
+			}
+			become(t, "what the kernel counts", kernelCounts(s.NS), func() audited { return fatesOf(t, tr, id).audited() })
+		})
+	}
+}
+
+// A listener without a cookie is given one: what was counted before stays where it
+// is, and nothing is counted twice.
+func TestFatesOfALateCookie(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals) {
+		return
+	}
+	s := scenario.NewStage(t, scenario.IPv4)
+	id := identify(t, s.NS)
+	l := s.Listen(0)
+	s.Connect(l.Addr())
+	l.Queued(1)
+	for range 3 {
+		s.Peer().SYN(l.Addr())
+	}
+	become(t, "refused SYNs", 3, func() uint64 { return fatesOf(t, tr, id).Drops["accept_queue_full_syn"] })
+	cookie := s.NS.Sockets(tcpstate.MaskListen)[0].Cookie
+	for range 5 {
+		s.Peer().SYN(l.Addr())
+	}
+	want := map[bool]uint64{true: 5, false: 3}
+	if scenario.KernelAtLeast(5, 12) { // it had its cookie from the beginning
+		want = map[bool]uint64{true: 8}
+	}
+	become(t, "refused SYNs, by cookie", want, func() map[bool]uint64 {
+		seen := make(map[bool]uint64)
+		for key, l := range heard(t, tr, id) {
+			seen[key == cookie] += l.Drops[DropAcceptQueueFullSYN]
+		}
+		return seen
+	})
+	become(t, "what the kernel counts", kernelCounts(s.NS), func() audited { return fatesOf(t, tr, id).audited() })
 }
 
 // TestFates plays each reason to refuse, and each end of a request, at one listener.

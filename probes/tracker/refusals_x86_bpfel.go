@@ -46,6 +46,7 @@ const (
 	refusalsProgSynAnsweredKprobe      = "syn_answered_kprobe"
 	refusalsProgSynArrived             = "syn_arrived"
 	refusalsProgSynArrivedKprobe       = "syn_arrived_kprobe"
+	refusalsVarCookiesAreMissing       = "cookies_are_missing"
 	refusalsVarCounterIndex            = "counter_index"
 	refusalsVarSocketsShift            = "sockets_shift"
 )
@@ -134,8 +135,9 @@ type refusalsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refusalsVariableSpecs struct {
-	CounterIndex *ebpf.VariableSpec `ebpf:"counter_index"`
-	SocketsShift *ebpf.VariableSpec `ebpf:"sockets_shift"`
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
+	CounterIndex      *ebpf.VariableSpec `ebpf:"counter_index"`
+	SocketsShift      *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // refusalsObjects contains all objects after they have been loaded into the kernel.
@@ -179,8 +181,9 @@ func (m *refusalsMaps) Close() error {
 //
 // It can be passed to loadRefusalsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refusalsVariables struct {
-	CounterIndex *ebpf.Variable `ebpf:"counter_index"`
-	SocketsShift *ebpf.Variable `ebpf:"sockets_shift"`
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
+	CounterIndex      *ebpf.Variable `ebpf:"counter_index"`
+	SocketsShift      *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // refusalsPrograms contains all programs after they have been loaded into the kernel.

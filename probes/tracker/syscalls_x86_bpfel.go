@@ -16,20 +16,21 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	syscallsMapCpus             = "cpus"
-	syscallsMapEvents           = "events"
-	syscallsMapFreeSlots        = "free_slots"
-	syscallsMapLastSlots        = "last_slots"
-	syscallsMapListeners        = "listeners"
-	syscallsMapLost             = "lost"
-	syscallsMapNamespaces       = "namespaces"
-	syscallsMapSlots            = "slots"
-	syscallsMapSockets          = "sockets"
-	syscallsProgAccept4Returned = "accept4_returned"
-	syscallsProgAcceptReturned  = "accept_returned"
-	syscallsProgConnectReturned = "connect_returned"
-	syscallsProgListenReturned  = "listen_returned"
-	syscallsVarSocketsShift     = "sockets_shift"
+	syscallsMapCpus              = "cpus"
+	syscallsMapEvents            = "events"
+	syscallsMapFreeSlots         = "free_slots"
+	syscallsMapLastSlots         = "last_slots"
+	syscallsMapListeners         = "listeners"
+	syscallsMapLost              = "lost"
+	syscallsMapNamespaces        = "namespaces"
+	syscallsMapSlots             = "slots"
+	syscallsMapSockets           = "sockets"
+	syscallsProgAccept4Returned  = "accept4_returned"
+	syscallsProgAcceptReturned   = "accept_returned"
+	syscallsProgConnectReturned  = "connect_returned"
+	syscallsProgListenReturned   = "listen_returned"
+	syscallsVarCookiesAreMissing = "cookies_are_missing"
+	syscallsVarSocketsShift      = "sockets_shift"
 )
 
 // loadSyscalls returns the embedded CollectionSpec for syscalls.
@@ -99,7 +100,8 @@ type syscallsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type syscallsVariableSpecs struct {
-	SocketsShift *ebpf.VariableSpec `ebpf:"sockets_shift"`
+	CookiesAreMissing *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
+	SocketsShift      *ebpf.VariableSpec `ebpf:"sockets_shift"`
 }
 
 // syscallsObjects contains all objects after they have been loaded into the kernel.
@@ -151,7 +153,8 @@ func (m *syscallsMaps) Close() error {
 //
 // It can be passed to loadSyscallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type syscallsVariables struct {
-	SocketsShift *ebpf.Variable `ebpf:"sockets_shift"`
+	CookiesAreMissing *ebpf.Variable `ebpf:"cookies_are_missing"`
+	SocketsShift      *ebpf.Variable `ebpf:"sockets_shift"`
 }
 
 // syscallsPrograms contains all programs after they have been loaded into the kernel.

@@ -138,11 +138,14 @@ type Namespace struct {
 	States *[tcpstate.Count]Histogram
 }
 
-// Listener is what happened at one listening socket.
+// Listener is what happened at one listening socket, or at all of one address.
 type Listener struct {
 	// Key is the socket's cookie, or its address in the kernel where it had
-	// no cookie.
+	// no cookie. Before Linux 5.12 it is made of the namespace, the address and
+	// the interface where there is no cookie, and ByLabels tells so: there may
+	// be other entries of the same socket.
 	Key       uint64
+	ByLabels  bool
 	Namespace NamespaceID
 	Address   netip.AddrPort
 	Interface uint32 // index of the device that it is bound to, 0 for none

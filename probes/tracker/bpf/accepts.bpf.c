@@ -9,14 +9,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* A listener that was there before the tracker may have no cookie yet. */
-static __always_inline struct listener_counts *counts_of(struct sock *sk)
-{
-	__u64 cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-
-	return find_listener(cookie ? cookie : (__u64)sk, sk);
-}
-
 /* Further paths of MPTCP connections (MP_JOIN, RFC 8684) are accepted by nobody. */
 static __always_inline int joins_connection(__u64 child)
 {

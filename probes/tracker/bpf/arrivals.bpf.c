@@ -16,7 +16,8 @@ static __always_inline int listens(struct sock *sk)
 	return sk->__sk_common.skc_state == TCP_LISTEN && sk->sk_protocol == IPPROTO_TCP;
 }
 
-static __always_inline struct listener_counts *counts_of(struct sock *sk)
+/* It gives the listener a cookie where it has none. */
+static __always_inline struct listener_counts *counts_by_cookie(struct sock *sk)
 {
 	return find_listener(bpf_get_socket_cookie(sk), sk);
 }
@@ -52,7 +53,7 @@ int BPF_PROG(connection_arrived, struct sock *sk)
 	cpu->child = 0;
 	if (joins)
 		return 0;
-	l = counts_of(sk);
+	l = counts_by_cookie(sk);
 	if (!l)
 		return 0;
 	count_arrival(l, cpu->child_since, sk->sk_ack_backlog, sk->sk_max_ack_backlog);
@@ -71,7 +72,7 @@ int BPF_PROG(final_ack_refused, struct sk_buff *skb, void *location, __u32 reaso
 	/* The kernel says so, too, where it has no memory for the child. */
 	if (sk->sk_ack_backlog <= sk->sk_max_ack_backlog)
 		return 0;
-	l = counts_of(sk);
+	l = counts_by_cookie(sk);
 	if (!l)
 		return 0;
 	if (sk->__sk_common.skc_net.net->ipv4.sysctl_tcp_abort_on_overflow)
@@ -88,7 +89,7 @@ int BPF_PROG(synack_retransmitted, struct sock *sk, struct request_sock *req)
 
 	if (!listens(sk))
 		return 0;
-	l = counts_of(sk);
+	l = counts_by_cookie(sk);
 	if (l)
 		add(&l->synack_retransmits, 1);
 	return 0;

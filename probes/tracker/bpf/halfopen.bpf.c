@@ -47,14 +47,6 @@ static __always_inline int listens(struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
-/* A listener that was there before the tracker may have no cookie yet. */
-static __always_inline struct listener_counts *counts_of(struct sock *sk)
-{
-	__u64 cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-
-	return find_listener(cookie ? cookie : (__u64)sk, sk);
-}
-
 static __always_inline __u32 slot_of_listener(struct sock *listener)
 {
 	return find_slot_of(BPF_CORE_READ(listener, __sk_common.skc_net.net));

@@ -15,14 +15,6 @@ static __always_inline int listens(struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
-/* A listener that was there before the tracker may have no cookie yet. */
-static __always_inline struct listener_counts *counts_of(__u64 sk)
-{
-	__u64 cookie = BPF_CORE_READ((struct sock *)sk, __sk_common.skc_cookie.counter);
-
-	return find_listener(cookie ? cookie : sk, (struct sock *)sk);
-}
-
 /* A final ACK gets here with its listener, one of Fast Open with the child. */
 static __always_inline int watch_begins(struct sock *sk, __u64 request)
 {
@@ -57,7 +49,7 @@ static __always_inline int syn_begins(struct sock *sk)
 	struct listener_counts *l;
 
 	watch_begins(sk, 0);
-	l = counts_of((__u64)sk);
+	l = counts_of(sk);
 	if (l)
 		add(&l->syns, 1);
 	return 0;
@@ -106,7 +98,7 @@ static __always_inline struct listener_counts *watch_ends(struct watch *w, __u64
 	if (!w || !w->listener)
 		return NULL;
 	*drops = counted(w, WATCHED_LISTEN_DROPS);
-	l = counts_of(w->listener);
+	l = counts_of((struct sock *)w->listener);
 	if (!l)
 		w->listener = 0;
 	return l;

@@ -64,20 +64,17 @@ static __always_inline __u64 tcp_socket(__u32 fd)
 	return protocol == IPPROTO_TCP ? sk : 0;
 }
 
-/* A listener that was there before the tracker may have no cookie yet. */
-static __always_inline struct listener_counts *counts_of(__u64 sk)
+static __always_inline struct listener_counts *counts_of_listener(__u64 sk)
 {
-	__u64 cookie = CAST(sk, struct sock_common)->skc_cookie.counter;
-
-	if (CAST(sk, struct sock_common)->skc_state != TCP_LISTEN)
+	if (!sk || CAST(sk, struct sock_common)->skc_state != TCP_LISTEN)
 		return NULL;
-	return find_listener(cookie ? cookie : sk, (struct sock *)sk);
+	return counts_of((struct sock *)sk);
 }
 
 static __noinline int accepted(__u32 fd)
 {
 	__u64 child = tcp_socket(fd), listener = tcp_socket(FIRST_ARGUMENT()), now = bpf_ktime_get_ns();
-	struct listener_counts *l = listener ? counts_of(listener) : NULL;
+	struct listener_counts *l = counts_of_listener(listener);
 	struct place *place;
 
 	if (!l) {
@@ -109,12 +106,10 @@ SEC("tracepoint/syscalls/sys_exit_listen")
 int listen_returned(struct syscall_exit *call)
 {
 	struct listener_counts *l;
-	__u64 sk;
 
 	if (call->ret)
 		return 0;
-	sk = tcp_socket(FIRST_ARGUMENT());
-	l = sk ? counts_of(sk) : NULL;
+	l = counts_of_listener(tcp_socket(FIRST_ARGUMENT()));
 	if (!l)
 		return 0;
 	l->backlog = SECOND_ARGUMENT();

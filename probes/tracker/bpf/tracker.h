@@ -61,14 +61,21 @@ enum half_open_end {
 	HALF_OPEN_ENDS,
 };
 
-/* listener_counts is what happened at one listening socket. */
-struct listener_counts {
-	__u64 namespace; /* its cookie, 0 before 5.15 */
-	__u32 inum;
+/* listener_labels are what series of listeners are told apart by. */
+struct listener_labels {
+	__u32 inum; /* of the namespace */
 	__s32 ifindex;
 	__u16 family;
 	__u16 port;
 	__u32 address[4]; /* network order; IPv4 in the first */
+};
+
+/* listener_counts is what happened at one listening socket, or before 5.12 at all
+ * with the same labels.
+ */
+struct listener_counts {
+	__u64 namespace; /* its cookie, 0 before 5.15 */
+	struct listener_labels labels;
 	__s32 backlog;	     /* last argument of listen() */
 	__u32 reserved;
 	__u64 last_listen;   /* bpf_ktime_get_ns of the return of listen(), 0: never */
