@@ -152,8 +152,8 @@ type Listener struct {
 	Handshake     tracker.Histogram // from the SYN to the accept queue
 	Abandoned     uint64            // in the accept queue when the listener closed
 
-	// Verdict is the diagnosis of the last minute, made anew every few seconds; nil
-	// for what is not Live or Other, and until there were two looks at it.
+	// Verdict is the diagnosis of the last minute, made anew every few seconds. It is
+	// nil where nobody listens, under Other, and until there were two looks.
 	Verdict  *diagnose.Verdict
 	Verdicts diagnose.Seen // those that it has had
 }

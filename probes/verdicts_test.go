@@ -47,6 +47,7 @@ func diagnosed(t *testing.T) (p *Probes, dir string) {
 // patient is a listener on a stage and the probes that look at it.
 type patient struct {
 	*scenario.Stage
+	t    *testing.T
 	p    *Probes
 	addr netip.AddrPort
 }
@@ -65,7 +66,7 @@ func admit(outer, t *testing.T, p *Probes, dir string) *patient {
 		}
 		t.Cleanup(func() { os.Remove(link) })
 	}
-	return &patient{Stage: s, p: p}
+	return &patient{Stage: s, t: t, p: p}
 }
 
 func (c *patient) look() *Listener {
@@ -123,12 +124,19 @@ func (c *patient) healthy(l *scenario.Socket) {
 // sends a few SYNs more; then all are accepted.
 func (c *patient) refuse(l *scenario.Socket, backlog int) {
 	c.Helper()
+	before := c.NS.Netstat()["ListenOverflows"]
 	for range backlog + 1 {
 		c.Peer().Connect(l.Addr())
 	}
 	for range 4 {
 		c.Peer().SYN(l.Addr())
 	}
+	eventually(c.t, func() []string {
+		if n := c.NS.Netstat()["ListenOverflows"] - before; n != 4 {
+			return []string{fmt.Sprintf("%d SYNs were refused", n)}
+		}
+		return nil
+	})
 	for range backlog + 1 {
 		l.Accept()
 	}

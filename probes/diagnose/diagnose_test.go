@@ -402,6 +402,8 @@ func TestWhereTheBacklogIsSet(t *testing.T) {
 		{"python3", 128, "(Python: the argument of socket.listen())"},
 		{"haproxy", 700, "(HAProxy: backlog, by default maxconn)"},
 		{"api", 4096, "as Go does"},
+		{"node_exporter", 4096, "as Go does"},
+		{"php-fpm8.2", 511, "(PHP-FPM: listen.backlog)"},
 		{"", 4096, "as Go does"},
 		{"api", 511, "of listen() from 511 to 1,024, which halves that."},
 		{"", 77, "of listen() from 77 to 256, which halves that."},

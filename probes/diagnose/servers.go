@@ -7,7 +7,7 @@ import (
 
 // server is where a server's backlog is set, and what it asks for by default.
 type server struct {
-	comm    string // how its processes are called, or how that begins
+	comm    string // how its processes are called, without a version or a role
 	name    string
 	asks    uint64 // 0: it depends
 	setting string
@@ -37,7 +37,7 @@ func (v *view) setting() string {
 	var is []string
 	for _, s := range servers {
 		switch {
-		case v.Process == "" || !strings.HasPrefix(v.Process, s.comm):
+		case !called(v.Process, s.comm):
 		case s.asks == 0 || known && s.asks == asked: // surely this one
 			return " (" + s.name + ": " + s.setting + ")"
 		default:
@@ -65,4 +65,11 @@ func (v *view) setting() string {
 		return ""
 	}
 	return " (" + count(asked) + " is the default of " + strings.Join(is, ", ") + ")"
+}
+
+// called tells whether a process is a server's: nginx, python3.11, gunicorn: worker,
+// but not node_exporter for node.
+func called(process, comm string) bool {
+	rest, ok := strings.CutPrefix(process, comm)
+	return ok && (rest == "" || strings.ContainsRune("0123456789:-. ", rune(rest[0])))
 }
