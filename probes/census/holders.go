@@ -30,6 +30,9 @@ const (
 // all processes of the agent's PID namespace (iter/task_file). It needs Linux
 // 5.10, CAP_BPF and CAP_PERFMON, and no right over the processes.
 //
+// A reading visits every open file: its cost grows with their number, not with
+// what there is to tell.
+//
 // A socket without a file has no holder: one that waits for accept(), an orphan,
 // one that is on its way through a Unix socket or registered with an io_uring
 // only.
@@ -85,7 +88,8 @@ type Process struct {
 	// OldestCloseWait and OldestFinWait2 tell since which Read one of them has
 	// been in that state: it has been for at least as long.
 	OldestCloseWait, OldestFinWait2 time.Duration
-	// QueuesKnown tells that the namespace's listeners were given to Read.
+	// QueuesKnown tells that the namespace was given to Read, and that there was
+	// place for all listening ports.
 	QueuesKnown bool
 	Queues      [Directions]Queues
 }
@@ -108,7 +112,7 @@ func OpenHolders() (_ *Holders, err error) {
 		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
 	}
 	if err := loadHoldersObjects(&h.objects, nil); err != nil {
-		return nil, Explain("load the iterator over open files", err)
+		return nil, Explain("load the iterator over open files (Linux 5.10+)", err)
 	}
 	if h.link, err = link.AttachIter(link.IterOptions{Program: h.objects.ReadFile}); err != nil {
 		return nil, Explain("attach the iterator over open files", err)
@@ -220,6 +224,7 @@ func (h *Holders) tell(namespaces []Namespace, listeners []Listener) error {
 	if n := len(h.ports); n > maxListeningPorts {
 		h.lose("held_ports", uint64(n-maxListeningPorts))
 		h.ports = h.ports[:maxListeningPorts]
+		clear(h.readable) // any direction may be wrong
 	}
 	for i := range h.numbers {
 		h.numbers[i] = h.number
