@@ -38,11 +38,14 @@ var since = map[string]release{
 	tracker.StoryTimeWait:          {5, 12},
 }
 
-// hooked tells whether this kernel has trampolines or kprobes.
-var hooked = sync.OnceValue(func() bool {
-	tier, err := tracker.FindTier("/sys")
-	return err == nil && tier != tracker.TierC
+// tier is what this kernel allows.
+var tier = sync.OnceValue(func() tracker.Tier {
+	tier, _ := tracker.FindTier("/sys") // none where it fails
+	return tier
 })
+
+// hooked tells whether this kernel has trampolines or kprobes.
+func hooked() bool { return tier() == tracker.TierA || tier() == tracker.TierB }
 
 var walkSince = release{6, 4}
 
@@ -57,8 +60,10 @@ func told(name string) bool {
 		return hooked() && r.here()
 	case tracker.StoryIgnoredACKs: // part of the refusals
 		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
-	case tracker.StoryConnections, tracker.StoryAccepts, "audit": // of refusals at least
+	case "audit": // of refusals at least
 		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
+	case tracker.StoryConnections, tracker.StoryAccepts:
+		return tier() == tracker.TierA && scenario.KernelAtLeast(5, 12) || r.here()
 	}
 	return r.here()
 }

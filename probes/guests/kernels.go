@@ -42,10 +42,10 @@ const newest = "newest"
 var kernels = []kernel{
 	{"5.10", "bullseye-security", amd64},
 	{"6.1", "bookworm", amd64},
+	{"6.12", "trixie", arm64}, // takes longest: others go on beside it
 	{"6.12", "trixie", amd64},
 	{"6.18", "trixie-backports", amd64}, // among newer ones
 	{newest, "forky", amd64},
-	{"6.12", "trixie", arm64},
 }
 
 func kernelNames() (names []string) {
