@@ -7,7 +7,8 @@ build:
 test:
 	bash .ci/test
 
-# Boots five of Debian's kernels in QEMU and runs the probes' tests there.
+# Boots five of Debian's kernels in QEMU, one of them for arm64, too, and runs the
+# probes' tests there.
 test-kernels:
 	go run ./probes/guests
 

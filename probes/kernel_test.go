@@ -39,11 +39,14 @@ var since = map[string]release{
 	tracker.StoryTimeWait:          {5, 12},
 }
 
-// hooked tells whether this kernel has trampolines or kprobes.
-var hooked = sync.OnceValue(func() bool {
-	tier, err := tracker.FindTier("/sys")
-	return err == nil && tier != tracker.TierC
+// tier is what this kernel allows.
+var tier = sync.OnceValue(func() tracker.Tier {
+	tier, _ := tracker.FindTier("/sys") // none where it fails
+	return tier
 })
+
+// hooked tells whether this kernel has trampolines or kprobes.
+func hooked() bool { return tier() == tracker.TierA || tier() == tracker.TierB }
 
 var walkSince = release{6, 4}
 
@@ -59,7 +62,7 @@ func told(name string) bool {
 	case tracker.StoryIgnoredACKs, "audit": // part of the refusals, and of these at least
 		return hooked() || r.here()
 	case tracker.StoryConnections, tracker.StoryAccepts, tracker.StoryUnroutable:
-		return hooked() && scenario.KernelAtLeast(5, 12) || r.here()
+		return tier() == tracker.TierA && scenario.KernelAtLeast(5, 12) || r.here()
 	}
 	return r.here()
 }

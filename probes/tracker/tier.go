@@ -15,7 +15,7 @@ import (
 // Tier is what a kernel allows a tracer.
 type Tier string
 
-// The tiers. A stock kernel is A from 5.10 on amd64 and from 6.0 on arm64.
+// The tiers. A stock kernel is A from 5.10 on amd64 and from 6.4 on arm64.
 const (
 	TierNone Tier = ""  // no BPF tracing at all: no right, no BTF or too old
 	TierA    Tier = "A" // trampolines: fentry and fexit
@@ -55,7 +55,7 @@ func tryTrampoline() error {
 		return err
 	}
 	defer program.Close()
-	// Loading is not enough: arm64 before 6.0 refuses only here.
+	// Loading is not enough: arm64 before 6.4 refuses only here.
 	attached, err := link.AttachTracing(link.TracingOptions{Program: program})
 	if err != nil {
 		return err
