@@ -142,6 +142,8 @@ func openSource(opts *Options) (podSource, error) {
 		return nil, errors.New("the container runtime and the kubelet tell the same: give one of the two")
 	case opts.Kubelet != "":
 		return newKubeletSource(opts)
+	case opts.KubeletToken != "" || opts.KubeletCA != "" || opts.KubeletInsecure:
+		return nil, errors.New("a token and certificates need the kubelet's URL")
 	case opts.CRI == CRIOff:
 		return nil, nil
 	}

@@ -3,6 +3,7 @@ package owner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 )
@@ -28,6 +29,8 @@ type container struct {
 
 // errNoSource: there is nobody to ask.
 var errNoSource = errors.New("no container runtime that speaks CRI was found at the usual sockets")
+
+var errLate = fmt.Errorf("no whole answer within %v", readTime)
 
 // podSource lists the containers of the node.
 type podSource interface {
@@ -145,6 +148,9 @@ func (p *pods) refresh() {
 	defer cancel()
 	table := newPodTable(p.most)
 	err := p.source.read(ctx, table)
+	if err != nil && ctx.Err() != nil {
+		err = errLate // whatever that made of it
+	}
 	failedBefore := p.err != nil && !errors.Is(p.err, errNoSource)
 	p.err = err
 	if errors.Is(err, errNoSource) {
