@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -88,10 +89,10 @@ type pods struct {
 	ctx    context.Context // of the Finder
 	source podSource       // nil for none
 	table  *podTable
-	err    error                // of the last read
-	wait   time.Duration        // until the next read, after a failure
-	next   time.Time            // when there may be one
-	missed map[string]*absentee // that the last read did not have
+	failed atomic.Pointer[error] // with what the last read ended, nil before the first
+	wait   time.Duration         // until the next read, after a failure
+	next   time.Time             // when there may be one
+	missed map[string]*absentee  // that the last read did not have
 	most   int
 	log    *slog.Logger
 	lost   *lost
@@ -124,10 +125,18 @@ func (p *pods) find(ids []string, podUID string) container {
 		return c
 	}
 	p.refresh()
-	if c, found = p.table.find(ids, podUID); !found && p.err == nil {
+	if c, found = p.table.find(ids, podUID); !found && p.err() == nil {
 		p.miss(id)
 	}
 	return c
+}
+
+// err is why the last read failed. It does not wait for one.
+func (p *pods) err() error {
+	if err := p.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (p *pods) miss(id string) {
@@ -151,8 +160,9 @@ func (p *pods) refresh() {
 	if err != nil && ctx.Err() != nil {
 		err = errLate // whatever that made of it
 	}
-	failedBefore := p.err != nil && !errors.Is(p.err, errNoSource)
-	p.err = err
+	before := p.err()
+	failedBefore := before != nil && !errors.Is(before, errNoSource)
+	p.failed.Store(&err)
 	if errors.Is(err, errNoSource) {
 		p.next = p.now().Add(readEvery)
 		return

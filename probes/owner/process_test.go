@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -219,6 +220,19 @@ func BenchmarkOf(b *testing.B) {
 	for b.Loop() {
 		if f.Of(self).PID == 0 {
 			b.Fatal("not found")
+		}
+	}
+}
+
+func BenchmarkScan(b *testing.B) {
+	f, err := Open(Options{CRI: CRIOff, ScanTime: time.Minute})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := f.Scan(map[uint64]struct{}{1: {}}); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

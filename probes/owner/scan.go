@@ -44,7 +44,7 @@ func (f *Finder) Scan(inodes map[uint64]struct{}) (map[uint64][]uint32, error) {
 	stop := time.Now().Add(f.opts.ScanTime)
 	f.scanFrom = 0
 	for i, pid := range slices.Concat(pids[first:], pids[:first]) {
-		if i >= f.opts.MaxProcesses || time.Now().After(stop) {
+		if i >= f.opts.MaxProcesses || i > 0 && time.Now().After(stop) {
 			f.scanFrom = pid
 			f.lost.scans.Add(1)
 			break
@@ -167,7 +167,7 @@ func (f *Finder) warn() {
 	if missing := missingCapabilities(); len(missing) > 0 {
 		warning += ": give sockq " + strings.Join(missing, " and ")
 	} else {
-		warning += ", in spite of all capabilities: a security module forbids it"
+		warning += ", in spite of CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: a security module or a user namespace forbids it"
 	}
 	f.warning.Store(&warning)
 	if !f.warned {
