@@ -29,11 +29,14 @@ func (p *fakeProc) write(pid uint32, file, data string) {
 	}
 }
 
-// add makes a process that began at that time, in ticks.
+// add makes a process that began at that time, in ticks; without a cgroup if that is
+// "".
 func (p *fakeProc) add(pid, parent uint32, comm string, start int, cgroup string) {
 	p.t.Helper()
 	p.write(pid, "stat", fmt.Sprintf("%d (%s) S %d%s %d 0 0\n", pid, comm, parent, strings.Repeat(" 0", 17), start))
-	p.write(pid, "cgroup", cgroup)
+	if cgroup != "" {
+		p.write(pid, "cgroup", cgroup)
+	}
 }
 
 func (p *fakeProc) end(pid uint32) {

@@ -139,7 +139,8 @@ func begin(t *testing.T, cmd *exec.Cmd, namespace bool) *person {
 func play(t *testing.T, role string, listener *os.File) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	// The race detector would wait a second at the end.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", roleVariable+"="+role)
 	if listener != nil {
 		cmd.ExtraFiles = []*os.File{listener}
 	}

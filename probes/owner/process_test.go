@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -84,9 +85,6 @@ func TestUnknownCgroup(t *testing.T) {
 	p := newFakeProc(t)
 	p.add(7, 1, "one", 100, "")
 	f := openFake(t, p)
-	if err := os.Remove(p.dir + "/7/cgroup"); err != nil {
-		t.Fatal(err)
-	}
 	wantOwner(t, f, Owner{PID: 7, Process: "one"}, 7)
 }
 
@@ -115,7 +113,7 @@ func TestManyHolders(t *testing.T) {
 	pids := make([]uint32, 0, maxHolders+50)
 	for i := range uint32(maxHolders + 50) {
 		pids = append(pids, 10+i)
-		p.add(10+i, 1, "worker", 1, "0::/\n")
+		p.add(10+i, 1, "worker", 1, "")
 	}
 	rand.Shuffle(len(pids), func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
 	wantOwner(t, f, Owner{PID: 10, Process: "worker", Others: maxHolders + 49}, pids...)
@@ -128,7 +126,7 @@ func TestLongDescent(t *testing.T) {
 	f := openFake(t, p)
 	const length = maxAncestors + 100
 	for pid := uint32(1); pid <= length; pid++ {
-		p.add(pid, pid-1, "deep", int(pid), "0::/\n")
+		p.add(pid, pid-1, "deep", int(pid), "")
 	}
 	wantOwner(t, f, Owner{PID: 900, Process: "deep"}, 900, 400, 1)
 	wantOwner(t, f, Owner{PID: 1, Process: "deep", Others: 1}, length, 1) // too far away
@@ -235,4 +233,34 @@ func BenchmarkScan(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// Faces ask for counters while owners are looked for.
+func TestConcurrentUse(t *testing.T) {
+	f, self := open(t, Options{Root: t.TempDir()}), uint32(os.Getpid())
+	_, inode := listener(t)
+	var running sync.WaitGroup
+	for _, use := range []func(){
+		func() {
+			if f.Of([]uint32{self, 1}).PID != self {
+				t.Error("the test is nobody")
+			}
+		},
+		func() {
+			if found, err := f.Scan(map[uint64]struct{}{inode: {}}); err != nil || len(found) != 1 {
+				t.Errorf("found %v, %v", found, err)
+			}
+		},
+		func() { f.Lost() },
+		func() { f.Warning() },
+		func() { _, _ = f.Pods() },
+		func() { f.Close() },
+	} {
+		running.Go(func() {
+			for range 20 {
+				use()
+			}
+		})
+	}
+	running.Wait()
 }
