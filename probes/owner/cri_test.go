@@ -222,6 +222,7 @@ func TestRuntimeHangs(t *testing.T) {
 	if passed := time.Since(start); passed > readTime/2 {
 		t.Errorf("took %v after Close", passed)
 	}
+	wantLost(t, f, "pod_reads", 1) // before it
 }
 
 // Names without end, lists without end, and what is no name.

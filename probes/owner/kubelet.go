@@ -26,6 +26,7 @@ const (
 // kubeletSource asks the kubelet for its pods.
 type kubeletSource struct {
 	url, token string
+	shown      string // the URL without a password
 	client     *http.Client
 }
 
@@ -37,7 +38,7 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 		return nil, fmt.Errorf("kubelet %q: give a URL such as https://127.0.0.1:10250/pods", opts.Kubelet)
 	}
 	if u.Scheme == "http" && (opts.KubeletToken != "" || opts.KubeletCA != "" || opts.KubeletInsecure) {
-		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", opts.Kubelet)
+		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", u.Redacted())
 	}
 	config := &tls.Config{InsecureSkipVerify: opts.KubeletInsecure}
 	if opts.KubeletCA != "" {
@@ -50,7 +51,7 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 			return nil, fmt.Errorf("kubelet's certificates: %s has none", opts.KubeletCA)
 		}
 	}
-	return &kubeletSource{url: opts.Kubelet, token: opts.KubeletToken, client: &http.Client{
+	return &kubeletSource{url: opts.Kubelet, token: opts.KubeletToken, shown: u.Redacted(), client: &http.Client{
 		// One request now and then, to this node.
 		Transport:     &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -75,7 +76,7 @@ func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask %s: %s", k.url, printable(response.Status))
+		return fmt.Errorf("ask %s: %s", k.shown, printable(response.Status))
 	}
 	body := &io.LimitedReader{R: response.Body, N: maxPodList}
 	onePod := &io.LimitedReader{R: body}
@@ -86,7 +87,7 @@ func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
 		case onePod.N <= 0:
 			err = fmt.Errorf("a pod of more than %d MiB", maxPod>>20)
 		}
-		return fmt.Errorf("read the pods of %s: %w", k.url, err)
+		return fmt.Errorf("read the pods of %s: %w", k.shown, err)
 	}
 	return nil
 }

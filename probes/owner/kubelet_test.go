@@ -134,6 +134,17 @@ func TestKubeletWithToken(t *testing.T) {
 	})
 }
 
+func TestKubeletIsNotThere(t *testing.T) {
+	s := answer(t, "")
+	s.Close()
+	log := new(bytes.Buffer)
+	f, _ := openKubelet(t, Options{Kubelet: strings.Replace(s.URL, "//", "//me:secret@", 1)}, log)
+	wantOwner(t, f, Owner{PID: 10, Process: "app", Container: idA}, 10)
+	if !strings.Contains(log.String(), "connection refused") || strings.Contains(log.String(), "secret") {
+		t.Errorf("logged: %s", log)
+	}
+}
+
 // endless is text that never ends.
 type endless struct {
 	text string

@@ -157,6 +157,9 @@ func (p *pods) refresh() {
 	defer cancel()
 	table := newPodTable(p.most)
 	err := p.source.read(ctx, table)
+	if p.ctx.Err() != nil {
+		return // closed
+	}
 	if err != nil && ctx.Err() != nil {
 		err = errLate // whatever that made of it
 	}

@@ -116,14 +116,14 @@ func TestUnknownContainers(t *testing.T) {
 	f := newPodFinder(t, 100)
 	f.run(10, 1)
 	f.wants(10, 1, false, 1)
-	reads := 1
 	for passed := time.Duration(0); passed < time.Hour; passed += time.Second {
 		f.clock.pass(time.Second)
 		f.Of([]uint32{10})
 	}
 	// After 5, 10, 20, 40, 80, 160 and then each 300 s.
-	if reads = f.source.reads; reads != 1+6+(3600-315)/300 {
-		t.Errorf("%d reads in an hour", reads)
+	reads := f.source.reads
+	if want := 1 + 6 + (3600-315)/300; reads != want {
+		t.Errorf("%d reads in an hour, want %d", reads, want)
 	}
 	// One that is new does not wait for that.
 	f.run(11, 2)
