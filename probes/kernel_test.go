@@ -23,6 +23,7 @@ func (r release) here() bool { return scenario.KernelAtLeast(r[0], r[1]) }
 var since = map[string]release{
 	"sockets": {}, "listeners": {}, "namespaces": {},
 	"bound": walkSince, "audit": walkSince, "syn_queue": walkSince,
+	probeOwners:                    {},
 	tracker.StoryTransitions:       {},
 	tracker.StoryStateSeconds:      {5, 12},
 	tracker.StoryConnects:          {5, 12},

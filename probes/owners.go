@@ -98,7 +98,7 @@ type owners struct {
 
 // holding is who has a listening socket open.
 type holding struct {
-	pids  []uint32
+	by    []census.ListenerHolder // ordered by PID; their names where they were told
 	who   owner.Owner
 	owner Owner
 	asked time.Time
@@ -131,11 +131,11 @@ func (o *owners) read(ctx context.Context, namespaces []census.Namespace, listen
 	case start.Before(o.next):
 		return nil
 	}
-	pids, processes, err := o.holding(ctx, namespaces, listeners)
+	holders, processes, err := o.holding(ctx, namespaces, listeners)
 	if err != nil {
 		return err
 	}
-	o.resolve(pids, listeners)
+	o.resolve(holders, listeners)
 	o.mu.Lock()
 	o.processes, o.known = processes, o.holders != nil
 	o.mu.Unlock()
@@ -146,46 +146,50 @@ func (o *owners) read(ctx context.Context, namespaces []census.Namespace, listen
 
 // holding are the processes that have each listening socket open, and what
 // processes have open besides.
-func (o *owners) holding(ctx context.Context, namespaces []census.Namespace, listeners []census.Listener) (map[uint64][]uint32, []census.Process, error) {
+func (o *owners) holding(ctx context.Context, namespaces []census.Namespace, listeners []census.Listener) (map[uint64][]census.ListenerHolder, []census.Process, error) {
 	if o.holders == nil {
-		pids, err := o.scan(listeners)
-		return pids, nil, err
+		holders, err := o.scan(listeners)
+		return holders, nil, err
 	}
 	held, err := o.holders.Read(ctx, namespaces, listeners)
 	if err != nil {
 		return nil, nil, err
 	}
-	pids := make(map[uint64][]uint32, len(listeners))
+	holders := make(map[uint64][]census.ListenerHolder, len(listeners))
 	for _, l := range held.Listeners {
-		pids[l.Socket] = append(pids[l.Socket], l.PID)
+		holders[l.Socket] = append(holders[l.Socket], l)
 	}
-	for _, list := range pids {
-		slices.Sort(list)
+	for _, by := range holders {
+		slices.SortFunc(by, func(a, b census.ListenerHolder) int { return cmp.Compare(a.PID, b.PID) })
 	}
-	return pids, slices.Clone(held.Processes), nil
+	return holders, slices.Clone(held.Processes), nil
 }
 
 // scan looks for the sockets that are new; of the others it is known.
-func (o *owners) scan(listeners []census.Listener) (map[uint64][]uint32, error) {
+func (o *owners) scan(listeners []census.Listener) (map[uint64][]census.ListenerHolder, error) {
 	strangers := make(map[uint64]struct{})
-	pids := make(map[uint64][]uint32)
+	holders := make(map[uint64][]census.ListenerHolder)
 	o.mu.Lock()
 	for i := range listeners {
 		socket := listeners[i].Socket
 		if h := o.listeners[socket]; h != nil && time.Since(h.asked) < believeOwner {
-			pids[socket] = h.pids
+			holders[socket] = h.by
 		} else if socket != 0 {
 			strangers[socket] = struct{}{}
 		}
 	}
 	o.mu.Unlock()
 	found, err := o.finder.Scan(strangers)
-	maps.Copy(pids, found)
-	return pids, err
+	for socket, pids := range found {
+		for _, pid := range pids {
+			holders[socket] = append(holders[socket], census.ListenerHolder{Socket: socket, PID: pid})
+		}
+	}
+	return holders, err
 }
 
 // resolve asks who the processes are, where they are not known.
-func (o *owners) resolve(pids map[uint64][]uint32, listeners []census.Listener) {
+func (o *owners) resolve(holders map[uint64][]census.ListenerHolder, listeners []census.Listener) {
 	now := time.Now()
 	resolved := make(map[uint64]*holding, len(listeners))
 	for i := range listeners {
@@ -196,10 +200,14 @@ func (o *owners) resolve(pids map[uint64][]uint32, listeners []census.Listener) 
 		o.mu.Lock()
 		h := o.listeners[socket]
 		o.mu.Unlock()
-		if h == nil || now.Sub(h.asked) >= believeOwner || !slices.Equal(h.pids, pids[socket]) || h.who.Container != "" && h.who.Pod == "" {
-			h = &holding{pids: pids[socket], asked: now}
-			if len(h.pids) > 0 {
-				h.who = o.finder.Of(h.pids)
+		if h == nil || now.Sub(h.asked) >= believeOwner || !slices.Equal(h.by, holders[socket]) || h.who.Container != "" && h.who.Pod == "" {
+			h = &holding{by: holders[socket], asked: now}
+			if len(h.by) > 0 {
+				pids := make([]uint32, len(h.by))
+				for i := range h.by {
+					pids[i] = h.by[i].PID
+				}
+				h.who = o.finder.Of(pids)
 				h.owner = labelsOf(&h.who)
 			}
 		}

@@ -105,10 +105,9 @@ var runtimes = map[string]string{
 // parents are the cgroups in which each child is called by its id alone. Under
 // kubepods it may be any runtime's.
 var parents = map[string]string{
-	"docker":        "docker",
-	"k8s.io":        "containerd",
-	"default":       "containerd", // the namespace of nerdctl
-	"libpod_parent": "podman",
+	"docker":  "docker",
+	"k8s.io":  "containerd",
+	"default": "containerd", // the namespace of nerdctl
 }
 
 func containerOf(element, parent string) (id, runtime string, ok bool) {

@@ -14,15 +14,19 @@ import (
 	"strings"
 )
 
-// maxPodList bounds the kubelet's answer, in bytes; a pod takes 10 to 40 kB of it.
-// It is read one pod at a time.
-const maxPodList = 32 << 20
+const (
+	// maxPodList bounds the kubelet's answer, in bytes, maxPod what one pod takes of
+	// it: 10 to 40 kB, and no more than etcd keeps in one object, 1.5 MiB.
+	maxPodList = 32 << 20
+	maxPod     = 2 << 20
 
-const maxTokenBytes = 64 << 10
+	maxTokenBytes = 64 << 10
+)
 
 // kubeletSource asks the kubelet for its pods.
 type kubeletSource struct {
 	url, token string
+	shown      string // the URL without a password
 	client     *http.Client
 }
 
@@ -34,7 +38,7 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 		return nil, fmt.Errorf("kubelet %q: give a URL such as https://127.0.0.1:10250/pods", opts.Kubelet)
 	}
 	if u.Scheme == "http" && (opts.KubeletToken != "" || opts.KubeletCA != "" || opts.KubeletInsecure) {
-		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", opts.Kubelet)
+		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", u.Redacted())
 	}
 	config := &tls.Config{InsecureSkipVerify: opts.KubeletInsecure}
 	if opts.KubeletCA != "" {
@@ -47,7 +51,7 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 			return nil, fmt.Errorf("kubelet's certificates: %s has none", opts.KubeletCA)
 		}
 	}
-	return &kubeletSource{url: opts.Kubelet, token: opts.KubeletToken, client: &http.Client{
+	return &kubeletSource{url: opts.Kubelet, token: opts.KubeletToken, shown: u.Redacted(), client: &http.Client{
 		// One request now and then, to this node.
 		Transport:     &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -72,14 +76,18 @@ func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask %s: %s", k.url, printable(response.Status))
+		return fmt.Errorf("ask %s: %s", k.shown, printable(response.Status))
 	}
 	body := &io.LimitedReader{R: response.Body, N: maxPodList}
-	if err := decodePods(body, t); err != nil {
-		if body.N <= 0 {
+	onePod := &io.LimitedReader{R: body}
+	if err := decodePods(onePod, t); err != nil {
+		switch {
+		case body.N <= 0:
 			err = fmt.Errorf("more than %d MiB", maxPodList>>20)
+		case onePod.N <= 0:
+			err = fmt.Errorf("a pod of more than %d MiB", maxPod>>20)
 		}
-		return fmt.Errorf("read the pods of %s: %w", k.url, err)
+		return fmt.Errorf("read the pods of %s: %w", k.shown, err)
 	}
 	return nil
 }
@@ -104,8 +112,10 @@ type kubeletPod struct {
 	}
 }
 
-// decodePods reads a v1.PodList one pod after the other.
-func decodePods(r io.Reader, t *podTable) error {
+// decodePods reads a v1.PodList one pod after the other, and of r no more than maxPod
+// for each.
+func decodePods(r *io.LimitedReader, t *podTable) error {
+	r.N = maxPod
 	d := json.NewDecoder(r)
 	if err := expect(d, json.Delim('{')); err != nil {
 		return err
@@ -136,6 +146,7 @@ func decodePods(r io.Reader, t *podTable) error {
 				return err
 			}
 			p.addTo(t)
+			r.N = maxPod
 		}
 		if err := expect(d, json.Delim(']')); err != nil {
 			return err

@@ -94,8 +94,8 @@ type Owner struct {
 	HostNetwork bool
 }
 
-// Finder finds owners. It is safe for concurrent use; Of and Scan may run beside
-// each other, but each waits for itself.
+// Finder finds owners. It is safe for concurrent use; an Of waits for another, and a
+// Scan for another.
 type Finder struct {
 	opts Options
 	log  *slog.Logger
@@ -142,6 +142,8 @@ func openSource(opts *Options) (podSource, error) {
 		return nil, errors.New("the container runtime and the kubelet tell the same: give one of the two")
 	case opts.Kubelet != "":
 		return newKubeletSource(opts)
+	case opts.KubeletToken != "" || opts.KubeletCA != "" || opts.KubeletInsecure:
+		return nil, errors.New("a token and certificates need the kubelet's URL")
 	case opts.CRI == CRIOff:
 		return nil, nil
 	}
@@ -200,15 +202,14 @@ func (f *Finder) Of(pids []uint32) Owner {
 // Pods says who is asked for the names of pods: "kubelet", "cri", or "" for nobody.
 // The error is why the last attempt failed, or why nobody is asked.
 func (f *Finder) Pods() (source string, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	err = f.pods.err()
 	switch {
 	case f.pods.source == nil:
 		return "", errOff
-	case errors.Is(f.pods.err, errNoSource):
-		return "", f.pods.err
+	case errors.Is(err, errNoSource):
+		return "", err
 	}
-	return f.pods.source.name(), f.pods.err
+	return f.pods.source.name(), err
 }
 
 // Unreadable counts processes whose open files a Scan was not allowed to read,

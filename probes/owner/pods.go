@@ -3,7 +3,9 @@ package owner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +30,8 @@ type container struct {
 
 // errNoSource: there is nobody to ask.
 var errNoSource = errors.New("no container runtime that speaks CRI was found at the usual sockets")
+
+var errLate = fmt.Errorf("no whole answer within %v", readTime)
 
 // podSource lists the containers of the node.
 type podSource interface {
@@ -85,10 +89,10 @@ type pods struct {
 	ctx    context.Context // of the Finder
 	source podSource       // nil for none
 	table  *podTable
-	err    error                // of the last read
-	wait   time.Duration        // until the next read, after a failure
-	next   time.Time            // when there may be one
-	missed map[string]*absentee // that the last read did not have
+	failed atomic.Pointer[error] // with what the last read ended, nil before the first
+	wait   time.Duration         // until the next read, after a failure
+	next   time.Time             // when there may be one
+	missed map[string]*absentee  // that the last read did not have
 	most   int
 	log    *slog.Logger
 	lost   *lost
@@ -121,10 +125,18 @@ func (p *pods) find(ids []string, podUID string) container {
 		return c
 	}
 	p.refresh()
-	if c, found = p.table.find(ids, podUID); !found && p.err == nil {
+	if c, found = p.table.find(ids, podUID); !found && p.err() == nil {
 		p.miss(id)
 	}
 	return c
+}
+
+// err is why the last read failed. It does not wait for one.
+func (p *pods) err() error {
+	if err := p.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (p *pods) miss(id string) {
@@ -145,8 +157,15 @@ func (p *pods) refresh() {
 	defer cancel()
 	table := newPodTable(p.most)
 	err := p.source.read(ctx, table)
-	failedBefore := p.err != nil && !errors.Is(p.err, errNoSource)
-	p.err = err
+	if p.ctx.Err() != nil {
+		return // closed
+	}
+	if err != nil && ctx.Err() != nil {
+		err = errLate // whatever that made of it
+	}
+	before := p.err()
+	failedBefore := before != nil && !errors.Is(before, errNoSource)
+	p.failed.Store(&err)
 	if errors.Is(err, errNoSource) {
 		p.next = p.now().Add(readEvery)
 		return

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrIncomplete tells that a Scan ended before it had seen all processes.
+var ErrIncomplete = errors.New("not all processes were seen in time")
+
 // namesAtOnce is how many entries of a directory are read at once.
 const namesAtOnce = 1024
 
@@ -26,8 +29,10 @@ const namesAtOnce = 1024
 // The files of other users' processes need CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH
 // to list them: processes that cannot be read are left out and counted
 // (Unreadable, Warning). A thread that shares no files with its process is not
-// seen. Where ScanTime or MaxProcesses do not suffice, the answer lacks the rest,
-// with which the next Scan begins. It fails only if procfs cannot be listed.
+// seen. Where ScanTime or MaxProcesses do not suffice, it fails with ErrIncomplete
+// beside what it found: others may have these sockets open, too, and the next Scan
+// begins with those that this one did not see. Otherwise it fails only if procfs
+// cannot be listed.
 func (f *Finder) Scan(inodes map[uint64]struct{}) (map[uint64][]uint32, error) {
 	f.scan.Lock()
 	defer f.scan.Unlock()
@@ -44,22 +49,22 @@ func (f *Finder) Scan(inodes map[uint64]struct{}) (map[uint64][]uint32, error) {
 	stop := time.Now().Add(f.opts.ScanTime)
 	f.scanFrom = 0
 	for i, pid := range slices.Concat(pids[first:], pids[:first]) {
-		if i >= f.opts.MaxProcesses || time.Now().After(stop) {
-			f.scanFrom = pid
-			f.lost.scans.Add(1)
+		if i >= f.opts.MaxProcesses || i > 0 && time.Now().After(stop) {
+			f.scanFrom, err = pid, ErrIncomplete
 			break
 		}
-		complete, err := f.openFiles(pid, inodes, found, stop)
-		f.read(pid, errors.Is(err, fs.ErrPermission))
-		if !complete {
-			f.scanFrom = pid + 1 // not this one again and again
-			f.lost.scans.Add(1)
+		refused := f.openFiles(pid, inodes, found, stop)
+		f.read(pid, errors.Is(refused, fs.ErrPermission))
+		if errors.Is(refused, ErrIncomplete) {
+			f.scanFrom, err = pid+1, ErrIncomplete // not this one again and again
 			break
 		}
 	}
-	for inode, holders := range found {
+	if err != nil {
+		f.lost.scans.Add(1)
+	}
+	for _, holders := range found {
 		slices.Sort(holders)
-		found[inode] = slices.Compact(holders)
 	}
 	for pid := range f.refused {
 		if _, lives := slices.BinarySearch(pids, pid); !lives {
@@ -67,7 +72,7 @@ func (f *Finder) Scan(inodes map[uint64]struct{}) (map[uint64][]uint32, error) {
 		}
 	}
 	f.warn()
-	return found, nil
+	return found, err
 }
 
 // listProcesses lists the processes under procfs, sorted.
@@ -94,13 +99,13 @@ func (f *Finder) listProcesses() (pids []uint32, err error) {
 	}
 }
 
-// openFiles adds the process to those that have one of the sockets open. It returns
-// false where the time was up before all of its files were seen, and a permission
-// error where they may not be.
-func (f *Finder) openFiles(pid uint32, inodes map[uint64]struct{}, found map[uint64][]uint32, stop time.Time) (complete bool, err error) {
+// openFiles adds the process to those that have one of the sockets open. It fails
+// with ErrIncomplete where the time was up before all of its files were seen, and
+// with a permission error where they may not be.
+func (f *Finder) openFiles(pid uint32, inodes map[uint64]struct{}, found map[uint64][]uint32, stop time.Time) error {
 	d, err := os.Open(filepath.Join(f.opts.ProcFS, strconv.FormatUint(uint64(pid), 10), "fd"))
 	if err != nil {
-		return true, err
+		return err
 	}
 	defer d.Close()
 	dir := int(d.Fd())
@@ -110,22 +115,23 @@ func (f *Finder) openFiles(pid uint32, inodes map[uint64]struct{}, found map[uin
 		for _, name := range names {
 			n, err := unix.Readlinkat(dir, name, link)
 			if errors.Is(err, fs.ErrPermission) {
-				return true, err
+				return err
 			}
 			if err != nil {
 				continue // closed since
 			}
 			if inode, ok := socketInode(link[:n]); ok {
-				if _, asked := inodes[inode]; asked {
-					found[inode] = append(found[inode], pid)
+				_, asked := inodes[inode]
+				if holders := found[inode]; asked && (len(holders) == 0 || holders[len(holders)-1] != pid) {
+					found[inode] = append(holders, pid)
 				}
 			}
 		}
 		if err != nil { // the end, or the process's
-			return true, err
+			return nil
 		}
 		if time.Now().After(stop) {
-			return false, nil
+			return ErrIncomplete
 		}
 	}
 }
@@ -167,7 +173,7 @@ func (f *Finder) warn() {
 	if missing := missingCapabilities(); len(missing) > 0 {
 		warning += ": give sockq " + strings.Join(missing, " and ")
 	} else {
-		warning += ", in spite of all capabilities: a security module forbids it"
+		warning += ", in spite of CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: a security module or a user namespace forbids it"
 	}
 	f.warning.Store(&warning)
 	if !f.warned {
