@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,13 +72,17 @@ func sumRefusals(listeners []tracker.Listener, departed map[tracker.NamespaceID]
 // kernelRefusals is a read of the kernel's counters of all namespaces.
 type kernelRefusals struct {
 	counts map[identity]refusals
+	read   map[identity]time.Time
 	known  [AuditChecks]bool // what this kernel counts
 	// whole tells that no namespace was left out, now or before.
 	whole bool
 }
 
 func newKernelRefusals(list []census.Namespace, whole bool) kernelRefusals {
-	read := kernelRefusals{counts: make(map[identity]refusals, len(list)), whole: whole}
+	read := kernelRefusals{counts: make(map[identity]refusals, len(list)), read: make(map[identity]time.Time, len(list)), whole: whole}
+	for i := range list {
+		read.read[identity{list[i].Inode, list[i].Cookie}] = list[i].Read
+	}
 	for check, name := range refusalEvents {
 		event := slices.Index(census.EventNames[:], name)
 		if event < 0 {
@@ -118,6 +123,11 @@ type balance struct {
 	last        refusals // by the kernel's count
 	differences [AuditChecks]uint64
 	audited     [AuditChecks]bool
+	// A look at ours that waits for the kernel's count after it: where that comes
+	// from memory, the next round has it.
+	open         bool
+	before, ours refusals
+	at           time.Time
 }
 
 // offset is the kernel's count without ours. It never changes: it is what the
@@ -156,6 +166,7 @@ func (a *refusalAuditor) round() error {
 	if err := a.settle(); err != nil {
 		return err
 	}
+	at := time.Now()
 	ours, err := a.ours()
 	if err != nil {
 		return err
@@ -167,11 +178,12 @@ func (a *refusalAuditor) round() error {
 	if err != nil {
 		return err
 	}
-	a.compare(before, ours, after)
+	a.compare(before, ours, at, after)
 	return nil
 }
 
-func (a *refusalAuditor) compare(before kernelRefusals, ours map[identity]refusals, after kernelRefusals) {
+// compare holds a look at ours, at that time, against the kernel's counts.
+func (a *refusalAuditor) compare(before kernelRefusals, ours map[identity]refusals, at time.Time, after kernelRefusals) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for id := range before.counts {
@@ -195,7 +207,15 @@ func (a *refusalAuditor) compare(before kernelRefusals, ours map[identity]refusa
 				}
 			}
 		}
-		a.balance(b, &after.known, first, ours[id], last)
+		b.renew(first)
+		if b.open && !before.read[id].Before(b.at) {
+			a.balance(b, &after.known, b.before, b.ours, first)
+		}
+		if b.open = after.read[id].Before(at); b.open {
+			b.before, b.ours, b.at = first, ours[id], at
+		} else {
+			a.balance(b, &after.known, first, ours[id], last)
+		}
 	}
 	for id := range a.namespaces {
 		if _, ok := after.counts[id]; !ok {
@@ -214,13 +234,19 @@ func (a *refusalAuditor) skip(read *kernelRefusals) {
 	}
 }
 
+// renew forgets what was found where another namespace got the inode number.
+func (b *balance) renew(before refusals) {
+	for check := range before {
+		if before[check] < b.last[check] {
+			b.offsets[check], b.audited[check], b.open = offset{}, false, false
+		}
+	}
+}
+
 func (a *refusalAuditor) balance(b *balance, known *[AuditChecks]bool, before, ours, after refusals) {
 	for check, known := range known {
 		if !known {
 			continue
-		}
-		if before[check] < b.last[check] { // another one got the inode number
-			b.offsets[check], b.audited[check] = offset{}, false
 		}
 		b.last[check] = after[check]
 		difference, compared := b.offsets[check].hold(before[check], ours[check], after[check])

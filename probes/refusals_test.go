@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -117,6 +118,9 @@ type staged struct {
 	counted map[identity]uint64
 	whole   bool
 	calls   string
+	// The kernel's second answer in a round is the first one, from memory.
+	remembers bool
+	memory    *kernelRefusals
 }
 
 func newStaged() *staged {
@@ -128,8 +132,16 @@ func newStaged() *staged {
 		}
 		s.calls += "k"
 		read := kernelRefusals{counts: make(map[identity]refusals), known: [AuditChecks]bool{AuditListenDrops: true}, whole: s.whole}
+		read.read = make(map[identity]time.Time)
 		for id, n := range counts {
-			read.counts[id] = refusals{AuditListenDrops: n}
+			read.counts[id], read.read[id] = refusals{AuditListenDrops: n}, time.Now()
+		}
+		if s.memory != nil && len(s.calls) > 1 {
+			return *s.memory, nil
+		}
+		s.memory = nil
+		if s.remembers {
+			s.memory = &read
 		}
 		return read, nil
 	}
@@ -234,6 +246,26 @@ func TestRefusalsAuditWithoutAllNamespaces(t *testing.T) {
 	s.shows(t, names, map[string]uint64{"old": 0})
 	s.see(t, drops{old: 1, late: 5}, drops{late: 2})
 	s.shows(t, names, map[string]uint64{"old": 0, "late": 1})
+}
+
+// Where the kernel's count after ours comes from memory, that of the next round
+// stands for it.
+func TestRefusalsAuditFromMemory(t *testing.T) {
+	id := identity{1, 11}
+	names := map[identity]string{id: "it"}
+	s := newStaged()
+	s.remembers = true
+	s.see(t, drops{id: 1000}, drops{id: 5}) // these five were counted after the kernel's
+	s.shows(t, names, map[string]uint64{})
+	s.see(t, drops{id: 1005}, drops{id: 9}) // the first look: 995 to 1,000
+	s.shows(t, names, map[string]uint64{})
+	s.see(t, drops{id: 1009}, drops{id: 9}) // 996 to 1,000
+	s.shows(t, names, map[string]uint64{"it": 0})
+	s.see(t, drops{id: 1010}, drops{id: 9}) // one more than we saw, at most 1,001: not told apart yet
+	s.shows(t, names, map[string]uint64{"it": 0})
+	s.see(t, drops{id: 1010}, drops{id: 9})
+	s.see(t, drops{id: 1010}, drops{id: 9})
+	s.shows(t, names, map[string]uint64{"it": 1})
 }
 
 // Over the cap the differences are summed, those of no name are left out.

@@ -10,6 +10,7 @@ package census
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"sockq/probes/tcpstate"
 )
@@ -52,6 +53,8 @@ type Namespace struct {
 	Cookie uint64
 	// Initial tells that this is the kernel's init_net.
 	Initial bool
+	// Read is when the counters were read. A source may answer from memory.
+	Read time.Time
 	// Sysctls has a value per entry of SysctlNames, -1 where this namespace
 	// or kernel does not have it.
 	Sysctls [len(SysctlNames)]int64

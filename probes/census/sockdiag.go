@@ -263,7 +263,7 @@ func (s *SockDiag) Namespaces() ([]Namespace, error) {
 }
 
 func (s *SockDiag) settings(p place) (Namespace, error) {
-	n := Namespace{Inode: p.inode, Cookie: p.cookie, Initial: p.initial}
+	n := Namespace{Inode: p.inode, Cookie: p.cookie, Initial: p.initial, Read: time.Now()}
 	for i := range SysctlNames {
 		n.Sysctls[i] = -1
 		if v, err := netns.Sysctl(s.procfs, sysctlPath(i)); err == nil {

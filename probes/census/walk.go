@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -350,6 +351,7 @@ func (w *Walk) readNamespaces() error {
 func (w *Walk) Namespaces() ([]Namespace, error) {
 	w.list.Lock()
 	defer w.list.Unlock()
+	start := time.Now()
 	if err := w.readNamespaces(); err != nil {
 		return nil, err
 	}
@@ -360,7 +362,7 @@ func (w *Walk) Namespaces() ([]Namespace, error) {
 	w.found = w.found[:0]
 	for i := range w.records {
 		r := &w.records[i]
-		n := Namespace{Inode: r.Inum, Cookie: r.Cookie, Initial: r.Initial != 0, Events: r.Events, EventsKnown: w.known}
+		n := Namespace{Inode: r.Inum, Cookie: r.Cookie, Initial: r.Initial != 0, Read: start, Events: r.Events, EventsKnown: w.known}
 		for s, v := range r.Sysctls {
 			n.Sysctls[s] = int64(v)
 		}
