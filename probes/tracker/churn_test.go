@@ -37,7 +37,7 @@ const (
 func TestChurn(t *testing.T) {
 	// Where the CPU is emulated, programs take so long that a run without an
 	// interrupt in one is luck.
-	connections, attempts, emulated := 100_000, 5, os.Getenv("SOCKQ_TEST_GUEST") != ""
+	connections, attempts, emulated := 100_000, 8, os.Getenv("SOCKQ_TEST_GUEST") != ""
 	switch {
 	case emulated:
 		connections, attempts = 10_000, 3

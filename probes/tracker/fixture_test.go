@@ -92,7 +92,7 @@ func owed(story string) bool {
 // returns of system calls apart.
 func programsOwed() (events, returns int) {
 	events = 4 // changes of state, ends of sockets, RSTs of both directions
-	if owed(StoryStateSeconds) {
+	if tasksInterrupt() {
 		events++ // changes of state again
 	}
 	for _, story := range []string{StorySynackRetransmits, StoryConnections, StoryIgnoredACKs} {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 
@@ -352,21 +353,10 @@ func (t *Tracker) observed() uint32 {
 }
 
 func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
-	var edges [16][16]uint8
-	for i, transition := range tcpstate.Transitions {
-		if transition.Sight != tcpstate.Never {
-			edges[transition.From][transition.To] = uint8(i) + 1
-		}
-	}
 	destroyed, destroyError := t.attach(spec, "socket_destroyed")
-	for name, value := range map[string]any{
-		"edges": edges, "observed": t.observed(), "per_namespace": boolean(t.opts.PerNamespace),
-		"destroy_is_traced": boolean(destroyError == nil), "time_wait_is_traced": boolean(t.Tells(StoryTimeWait)),
-	} {
-		if err := spec.Variables[name].Set(value); err != nil {
-			t.untold(fmt.Errorf("set %s: %w", name, err), StoryTransitions, StoryStateSeconds, StoryConnects)
-			return
-		}
+	if err := t.setStates(spec, destroyError == nil); err != nil {
+		t.untold(err, StoryTransitions, StoryStateSeconds, StoryConnects)
+		return
 	}
 	changed, err := t.attach(spec, "state_changed")
 	if err != nil {
@@ -381,8 +371,10 @@ func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
 	}
 	t.changed = changed
 	changes := []*ebpf.Program{changed}
-	if t.changedAgain, err = t.attach(spec, "state_changed_again"); err == nil {
-		changes = append(changes, t.changedAgain)
+	if tasksInterrupt() {
+		if t.changedAgain, err = t.attach(spec, "state_changed_again"); err == nil {
+			changes = append(changes, t.changedAgain)
+		}
 	}
 	programs := slices.Clone(changes)
 	if destroyed != nil {
@@ -395,6 +387,34 @@ func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
 	} else {
 		t.untold(errTurnedOff, StoryStateSeconds)
 	}
+}
+
+// setStates tells the programs of the changes of state what there is to see.
+func (t *Tracker) setStates(spec *ebpf.CollectionSpec, destroyIsTraced bool) error {
+	var edges [16][16]uint8
+	for i, transition := range tcpstate.Transitions {
+		if transition.Sight != tcpstate.Never {
+			edges[transition.From][transition.To] = uint8(i) + 1
+		}
+	}
+	for name, value := range map[string]any{
+		"edges": edges, "observed": t.observed(), "per_namespace": boolean(t.opts.PerNamespace),
+		"destroy_is_traced": boolean(destroyIsTraced), "time_wait_is_traced": boolean(t.Tells(StoryTimeWait)),
+		"misses_are_taken_over": boolean(tasksInterrupt()),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// tasksInterrupt tells whether a task may take the CPU from a program at a
+// tracepoint, which misses what that task does: then a second program is worth
+// what it costs. Before Linux 7.0 only interrupts come between.
+func tasksInterrupt() bool {
+	version, err := features.LinuxVersionCode()
+	return err == nil && version >= 7<<16
 }
 
 var errTurnedOff = errors.New("turned off")

@@ -73,6 +73,7 @@ const (
 	statesProgStateChangedUntimed = "state_changed_untimed"
 	statesVarDestroyIsTraced      = "destroy_is_traced"
 	statesVarEdges                = "edges"
+	statesVarMissesAreTakenOver   = "misses_are_taken_over"
 	statesVarObserved             = "observed"
 	statesVarPerNamespace         = "per_namespace"
 	statesVarSocketsShift         = "sockets_shift"
@@ -147,12 +148,13 @@ type statesMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type statesVariableSpecs struct {
-	DestroyIsTraced  *ebpf.VariableSpec `ebpf:"destroy_is_traced"`
-	Edges            *ebpf.VariableSpec `ebpf:"edges"`
-	Observed         *ebpf.VariableSpec `ebpf:"observed"`
-	PerNamespace     *ebpf.VariableSpec `ebpf:"per_namespace"`
-	SocketsShift     *ebpf.VariableSpec `ebpf:"sockets_shift"`
-	TimeWaitIsTraced *ebpf.VariableSpec `ebpf:"time_wait_is_traced"`
+	DestroyIsTraced    *ebpf.VariableSpec `ebpf:"destroy_is_traced"`
+	Edges              *ebpf.VariableSpec `ebpf:"edges"`
+	MissesAreTakenOver *ebpf.VariableSpec `ebpf:"misses_are_taken_over"`
+	Observed           *ebpf.VariableSpec `ebpf:"observed"`
+	PerNamespace       *ebpf.VariableSpec `ebpf:"per_namespace"`
+	SocketsShift       *ebpf.VariableSpec `ebpf:"sockets_shift"`
+	TimeWaitIsTraced   *ebpf.VariableSpec `ebpf:"time_wait_is_traced"`
 }
 
 // statesObjects contains all objects after they have been loaded into the kernel.
@@ -206,12 +208,13 @@ func (m *statesMaps) Close() error {
 //
 // It can be passed to loadStatesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type statesVariables struct {
-	DestroyIsTraced  *ebpf.Variable `ebpf:"destroy_is_traced"`
-	Edges            *ebpf.Variable `ebpf:"edges"`
-	Observed         *ebpf.Variable `ebpf:"observed"`
-	PerNamespace     *ebpf.Variable `ebpf:"per_namespace"`
-	SocketsShift     *ebpf.Variable `ebpf:"sockets_shift"`
-	TimeWaitIsTraced *ebpf.Variable `ebpf:"time_wait_is_traced"`
+	DestroyIsTraced    *ebpf.Variable `ebpf:"destroy_is_traced"`
+	Edges              *ebpf.Variable `ebpf:"edges"`
+	MissesAreTakenOver *ebpf.Variable `ebpf:"misses_are_taken_over"`
+	Observed           *ebpf.Variable `ebpf:"observed"`
+	PerNamespace       *ebpf.Variable `ebpf:"per_namespace"`
+	SocketsShift       *ebpf.Variable `ebpf:"sockets_shift"`
+	TimeWaitIsTraced   *ebpf.Variable `ebpf:"time_wait_is_traced"`
 }
 
 // statesPrograms contains all programs after they have been loaded into the kernel.

@@ -37,6 +37,7 @@ struct {
 volatile const __u8 edges[16][16];	/* tcpstate.Index + 1, 0: unexpected */
 volatile const __u8 destroy_is_traced;	/* socket_destroyed forgets sockets */
 volatile const __u8 time_wait_is_traced; /* socket_waits tells what becomes a mini-socket */
+volatile const __u8 misses_are_taken_over; /* state_changed_again comes after state_changed */
 
 /* tcp_time_wait and an orphan's FIN_WAIT2 end the full socket while a time-wait
  * mini-socket lives on: the tracepoint says CLOSE. It is the truth where the
@@ -171,10 +172,11 @@ static __always_inline void time_state(struct sock *sk, struct cpu *cpu, struct 
 		end_socket((__u64)sk);
 }
 
-/* The kernel does not start a program that runs already on that CPU, where an
- * interrupt or (from 7.0) another task finds it: state_changed misses that change.
- * Therefore state_changed_again comes after it and takes what it did not see. An
- * event that finds both running is lost; the kernel counts it.
+/* The kernel does not start a program that runs already on that CPU: state_changed
+ * misses a change that an interrupt brings there, about one in a million, and from
+ * 7.0 those of tasks that take the CPU from it. There state_changed_again comes
+ * after it and takes what it did not see. An event that finds both running is lost;
+ * the kernel counts it.
  */
 static __always_inline __u64 seen_as(__u64 sk, __u32 from, __u32 to)
 {
@@ -234,7 +236,7 @@ static __always_inline int change_state(struct sock *sk, __u32 from, __u32 to, e
 	cpu = bpf_map_lookup_elem(&cpus, &zero);
 	if (!cpu)
 		return 0;
-	if (turn == FIRST)
+	if (turn == FIRST && misses_are_taken_over)
 		remember_seen(seen_as((__u64)sk, from, to));
 	if (turn == AGAIN) {
 		if (was_seen(seen_as((__u64)sk, from, to)))
