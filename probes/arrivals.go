@@ -131,25 +131,26 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 // namespace went, too, before anybody saw the socket.
 func (l *ledger) place(e *tracker.Listener) *set {
 	r := census.Listener{Inode: e.Namespace.Inode, NetnsCookie: e.Namespace.Cookie, Address: e.Address}
-	if e.Interface != 0 { // it has a name as long as there is a socket
+	if e.Interface != 0 {
 		for _, s := range l.sockets {
 			o := &s.listener
 			if o.Inode == r.Inode && o.NetnsCookie == r.NetnsCookie && o.Address == r.Address && o.Interface == e.Interface && s.set != nil {
 				return s.set
 			}
 		}
-	}
-	if e.Interface != 0 {
+		// The device has a name as long as there is a socket.
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}
 	// Nobody knows whose it was: the youngest series of the address is it.
+	exists, name := l.exists(r.Inode, r.NetnsCookie), l.name(r.Inode, r.NetnsCookie)
 	var youngest *set
 	for _, s := range l.all {
-		if s.own && s.Inode == r.Inode && s.cookie == r.NetnsCookie && s.Address == address(&r) && (youngest == nil || s.ID > youngest.ID) {
+		if s.own && s.Inode == r.Inode && s.cookie == r.NetnsCookie && s.Address == address(&r) &&
+			(!exists || s.Namespace == name) && (youngest == nil || s.ID > youngest.ID) {
 			youngest = s
 		}
 	}
-	if youngest != nil || !l.exists(r.Inode, r.NetnsCookie) {
+	if youngest != nil || !exists {
 		return youngest
 	}
 	brief := &socket{listener: r}

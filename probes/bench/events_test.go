@@ -101,8 +101,8 @@ func TestRunStatistics(t *testing.T) {
 	}
 	defer loaded.close()
 	only := loaded.only(tracker.StoryTransitions)
-	if len(only.programs) != 2 {
-		t.Fatalf("%d programs see transitions, want 2", len(only.programs))
+	if len(only.programs) != 1 {
+		t.Fatalf("%d programs see transitions, want 1", len(only.programs))
 	}
 	b := &bench{ctx: t.Context(), rounds: 1}
 	w := &work{n: c.n, count: 200, do: c.make}
