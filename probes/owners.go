@@ -74,8 +74,8 @@ const (
 )
 
 const (
-	// Whose sockets are is looked up for at most this share of a CPU.
-	ownersShare = 100
+	// A look at all open files is followed by a rest of this many times what it took.
+	ownersRest = 100
 	// What is known of the processes that have a listener open is believed for
 	// this long.
 	believeOwner = time.Minute
@@ -86,8 +86,9 @@ type owners struct {
 	finder  *owner.Finder
 	holders *census.Holders // nil: by the processes' lists of open files, listeners only
 
-	reading sync.Mutex // one at a time; of what follows
-	next    time.Time  // no reading before
+	rest    time.Duration // after a reading, in times of what it took
+	reading sync.Mutex    // one at a time; of what follows
+	next    time.Time     // no reading before
 	closed  bool
 
 	mu        sync.Mutex          // what follows
@@ -140,7 +141,7 @@ func (o *owners) read(ctx context.Context, namespaces []census.Namespace, listen
 	o.processes, o.known = processes, o.holders != nil
 	o.mu.Unlock()
 	end := time.Now()
-	o.next = end.Add(ownersShare * end.Sub(start))
+	o.next = end.Add(o.rest * end.Sub(start))
 	return nil
 }
 
@@ -180,6 +181,9 @@ func (o *owners) scan(listeners []census.Listener) (map[uint64][]census.Listener
 	}
 	o.mu.Unlock()
 	found, err := o.finder.Scan(strangers)
+	if errors.Is(err, owner.ErrIncomplete) { // the next one goes on
+		err = nil
+	}
 	for socket, pids := range found {
 		for _, pid := range pids {
 			holders[socket] = append(holders[socket], census.ListenerHolder{Socket: socket, PID: pid})
@@ -201,8 +205,9 @@ func (o *owners) resolve(holders map[uint64][]census.ListenerHolder, listeners [
 		h := o.listeners[socket]
 		o.mu.Unlock()
 		if h == nil || now.Sub(h.asked) >= believeOwner || !slices.Equal(h.by, holders[socket]) || h.who.Container != "" && h.who.Pod == "" {
-			h = &holding{by: holders[socket], asked: now}
+			h = &holding{by: holders[socket]}
 			if len(h.by) > 0 {
+				h.asked = now
 				pids := make([]uint32, len(h.by))
 				for i := range h.by {
 					pids[i] = h.by[i].PID
@@ -282,7 +287,7 @@ func (p *Probes) openOwners() error {
 	if err != nil {
 		return fmt.Errorf("look for owners: %w", err)
 	}
-	p.owners = &owners{finder: finder, listeners: make(map[uint64]*holding)}
+	p.owners = &owners{finder: finder, rest: ownersRest, listeners: make(map[uint64]*holding)}
 	found := Probe{Name: probeOwners, Mechanism: "iter", Attached: true}
 	if p.opts.Mechanism == census.MechanismSockDiag {
 		err = errors.New("the sock_diag source was asked for")

@@ -206,6 +206,7 @@ func TestVerdicts(t *testing.T) {
 			c.until("no queue", func(l *Listener) bool { return l.AcceptQueue == 0 }, nil)
 			c.is(diagnose.OK, "nobody was refused", nil)
 			server.signal(unix.SIGSTOP)
+			server.stopped()
 			server.connect(3)
 			c.is(diagnose.Stalled, "3 connections wait and none was accepted for ", nil)
 			server.signal(unix.SIGCONT)
@@ -385,6 +386,26 @@ func (s *server) signal(sig unix.Signal) {
 	s.c.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		s.c.Fatal(err)
+	}
+}
+
+// stopped waits until all threads of the server are.
+func (s *server) stopped() {
+	s.c.Helper()
+	threads := fmt.Sprintf("/proc/%d/task/*/stat", s.cmd.Process.Pid)
+	running := func() bool {
+		stats, _ := filepath.Glob(threads)
+		for _, path := range stats {
+			if stat, err := os.ReadFile(path); err != nil || !strings.Contains(string(stat), ") T ") {
+				return true
+			}
+		}
+		return false
+	}
+	for end := time.Now().Add(10 * time.Second); running(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			s.c.Fatal("the server does not stop")
+		}
 	}
 }
 
