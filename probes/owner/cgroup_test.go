@@ -124,11 +124,14 @@ func TestCgroupFiles(t *testing.T) {
 		{"v1 with a path that systemd did not make", "5:devices:/kubepods/besteffort/podU/A\n1:name=systemd:/system.slice/containerd.service\n", place{unit: "containerd.service", containers: ids(idA), podUID: uid}},
 		{"colons in the path", "7:pids:/kubepods-besteffort-podU_.slice:cri-containerd:A\n", place{runtime: "containerd", containers: ids(idA), podUID: uid}},
 		{"named hierarchy", "13:name=elogind:/3\n1:name=systemd:/system.slice/ssh.service\n", place{unit: "ssh.service"}},
+		{"v2 is believed before systemd's", "1:name=systemd:/system.slice/b.service/A\n0::/system.slice/a.service/B\n", place{unit: "a.service", containers: ids(idB)}},
+		{"systemd's is believed before others", "4:memory:/b.service/A\n1:name=systemd:/a.service/B\n", place{unit: "a.service", containers: ids(idB)}},
+		{"what says more is believed before all", "4:memory:/docker/A/docker/B\n1:name=systemd:/docker/A\n", place{runtime: "docker", containers: ids(idA, idB)}},
 		{"nothing", "", place{}},
 		{"no fields", "a\n\n::\n0:\n", place{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			data := strings.NewReplacer("A", idA, "podU_", "pod"+uidSlice, "podU", "pod"+uid).Replace(test.data)
+			data := strings.NewReplacer("A", idA, "B", idB, "podU_", "pod"+uidSlice, "podU", "pod"+uid).Replace(test.data)
 			if diff := cmp.Diff(test.want, parseCgroup(data), cmp.AllowUnexported(place{})); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", data, diff)
 			}

@@ -204,6 +204,21 @@ func TestRuntimeIsNotThere(t *testing.T) {
 	}
 }
 
+// One that was named, and does not speak CRI, is said to fail.
+func TestRuntimeWithoutCRI(t *testing.T) {
+	log := new(bytes.Buffer)
+	socket := filepath.Join(socketDir(t), "cri.sock")
+	serve(t, socket, nil)
+	p := newFakeProc(t)
+	p.add(10, 1, "app", 1, "0::/docker/"+idA+"\n")
+	f := open(t, Options{ProcFS: p.dir, CRI: socket, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	wantOwner(t, f, Owner{PID: 10, Process: "app", Runtime: "docker", Container: idA}, 10)
+	wantLost(t, f, "pod_reads", 1)
+	if !strings.Contains(log.String(), "Unimplemented") {
+		t.Errorf("logged: %s", log)
+	}
+}
+
 // A runtime that hangs costs two seconds, and nothing once the Finder is closed.
 func TestRuntimeHangs(t *testing.T) {
 	f, _ := openRuntime(t, &fakeRuntime{hang: true}, new(bytes.Buffer))

@@ -78,18 +78,26 @@ func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("ask %s: %s", k.shown, printable(response.Status))
 	}
-	body := &io.LimitedReader{R: response.Body, N: maxPodList}
-	onePod := &io.LimitedReader{R: body}
-	if err := decodePods(onePod, t); err != nil {
-		switch {
-		case body.N <= 0:
-			err = fmt.Errorf("more than %d MiB", maxPodList>>20)
-		case onePod.N <= 0:
-			err = fmt.Errorf("a pod of more than %d MiB", maxPod>>20)
-		}
+	if err := readPods(response.Body, t); err != nil {
 		return fmt.Errorf("read the pods of %s: %w", k.shown, err)
 	}
 	return nil
+}
+
+// readPods reads no more than maxPodList.
+func readPods(r io.Reader, t *podTable) error {
+	list := &io.LimitedReader{R: r, N: maxPodList}
+	onePod := &io.LimitedReader{R: list}
+	err := decodePods(onePod, t)
+	switch {
+	case err == nil:
+		return nil
+	case list.N <= 0:
+		return fmt.Errorf("it has more than %d MiB", maxPodList>>20)
+	case onePod.N <= 0:
+		return fmt.Errorf("a pod has more than %d MiB", maxPod>>20)
+	}
+	return err
 }
 
 // readToken reads it anew each time, since Kubernetes writes a new one every hour.

@@ -20,10 +20,13 @@ const podList = `{"kind":"PodList","apiVersion":"v1","metadata":{"items":["no"]}
 {"metadata":{"name":"web-0","namespace":"shop","uid":"U","labels":{"app":"web"}},"spec":{"containers":[{"name":"server"}]},
  "status":{"phase":"Running","containerStatuses":[{"name":"server","containerID":"containerd://A","ready":true},{"name":"late","containerID":""}],
  "initContainerStatuses":[{"name":"migrate","containerID":"containerd://1"}],"ephemeralContainerStatuses":[{"name":"debug","containerID":"containerd://2"}]}},
-{"metadata":{"name":"proxy","namespace":"kube-system","uid":"S"},"spec":{"hostNetwork":true},"status":{"containerStatuses":[{"name":"proxy","containerID":"cri-o://B"}]}}
+{"metadata":{"name":"proxy","namespace":"kube-system","uid":"S"},"spec":{"hostNetwork":true},"status":{"containerStatuses":[{"name":"proxy","containerID":"cri-o://B"}]}},
+{"metadata":{"name":"new","namespace":"shop","uid":"N"},"status":{"phase":"Pending"}}
 ],"more":{}}`
 
-var fillPodList = strings.NewReplacer(`"U"`, `"`+uid+`"`, `"S"`, `"`+uidStatic+`"`, "//A", "//"+idA, "//B", "//"+idB, "//1", "//"+containerID(1), "//2", "//"+containerID(2))
+const uidNew = "1f0e1d2c-3b4a-4968-8778-695a4b3c2d1e"
+
+var fillPodList = strings.NewReplacer(`"U"`, `"`+uid+`"`, `"S"`, `"`+uidStatic+`"`, `"N"`, `"`+uidNew+`"`, "//A", "//"+idA, "//B", "//"+idB, "//1", "//"+containerID(1), "//2", "//"+containerID(2))
 
 // openKubelet is a Finder that asks a kubelet about the processes 10 in container A
 // and 11 in B.
@@ -56,6 +59,9 @@ func TestKubelet(t *testing.T) {
 		p.add(12, 1, "app", n, "0::/"+containerID(n)+"\n")
 		wantOwner(t, f, Owner{PID: 12, Process: "app", Runtime: "containerd", Container: containerID(n), ContainerName: want, Pod: "web-0", Namespace: "shop", PodUID: uid}, 12)
 	}
+	// So new that the kubelet does not know its containers.
+	p.add(14, 1, "app", 1, "0::/kubepods/pod"+uidNew+"/"+containerID(4)+"\n")
+	wantOwner(t, f, Owner{PID: 14, Process: "app", Container: containerID(4), Pod: "new", Namespace: "shop", PodUID: uidNew}, 14)
 	// The sandbox is not in the list, but its cgroup tells the pod.
 	p.add(13, 1, "pause", 1, "0::/kubepods/pod"+uidStatic+"/"+containerID(3)+"\n")
 	wantOwner(t, f, Owner{PID: 13, Process: "pause", Container: containerID(3), Pod: "proxy", Namespace: "kube-system", PodUID: uidStatic, HostNetwork: true}, 13)
@@ -159,6 +165,29 @@ func (e *endless) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// However much there is, no more than the bounds is read of it.
+func TestBoundsOfPodList(t *testing.T) {
+	for name, test := range map[string]struct {
+		begins, text string
+		most         int
+	}{
+		"pods": {`{"items":[{}`, `,{"x":"` + strings.Repeat("x", 1<<16) + `"}`, maxPodList},
+		"pod":  {`{"items":[{},{"x":"`, "x", maxPod},
+		"key":  {`{"`, "x", maxPod},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rest := &endless{text: test.text}
+			err := readPods(io.MultiReader(strings.NewReader(test.begins), rest), newPodTable(10))
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("more than %d MiB", test.most>>20)) {
+				t.Errorf("%v", err)
+			}
+			if rest.read > test.most {
+				t.Errorf("%d bytes were read", rest.read)
+			}
+		})
+	}
+}
+
 func TestHostileKubelet(t *testing.T) {
 	for name, answer := range map[string]struct {
 		body io.Reader
@@ -174,8 +203,8 @@ func TestHostileKubelet(t *testing.T) {
 		"of another type":  {strings.NewReader(`{"items":[{"metadata":{"name":1}}]}`), "cannot unmarshal"},
 		"pods without end": {io.MultiReader(strings.NewReader(`{"items":[{}`), &endless{text: `,{"x":"` + strings.Repeat("x", 1<<16) + `"}`}), "more than 32 MiB"},
 		"small ones":       {io.MultiReader(strings.NewReader(`{"items":[{}`), &endless{text: ",{}"}), "more than 32 MiB"},
-		"one without end":  {io.MultiReader(strings.NewReader(`{"items":[{"x":"`), &endless{text: "x"}), "a pod of more than 2 MiB"},
-		"a key":            {io.MultiReader(strings.NewReader(`{"`), &endless{text: "x"}), "a pod of more than 2 MiB"},
+		"one without end":  {io.MultiReader(strings.NewReader(`{"items":[{},{"x":"`), &endless{text: "x"}), "a pod has more than 2 MiB"},
+		"a key":            {io.MultiReader(strings.NewReader(`{"`), &endless{text: "x"}), "a pod has more than 2 MiB"},
 		"depth":            {io.MultiReader(strings.NewReader(`{"items":[`), &endless{text: "["}), "exceeded max depth"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -180,6 +180,17 @@ func TestFailingSource(t *testing.T) {
 	if _, err := f.Pods(); err != nil {
 		t.Errorf("Pods(): %v", err)
 	}
+
+	// What failed before does not make it wait longer when it fails again.
+	f.source.err = errors.New("again")
+	f.run(12, 3)
+	f.list(3)
+	f.clock.pass(readEvery)
+	reads := f.source.reads
+	f.wants(12, 3, false, reads+1)
+	f.source.err = nil
+	f.clock.pass(readEvery)
+	f.wants(12, 3, true, reads+2)
 }
 
 func TestContainersAreBounded(t *testing.T) {
@@ -192,6 +203,13 @@ func TestContainersAreBounded(t *testing.T) {
 	f.wants(10, 1000, false, 1)
 	if n := len(f.pods.table.containers); n != most {
 		t.Errorf("%d containers are known", n)
+	}
+	pods := newPodTable(most)
+	for n := range 3 * most {
+		pods.addPod(pod{uid: fmt.Sprintf("%032x", n), name: "p"})
+	}
+	if n := len(pods.pods); n != most {
+		t.Errorf("%d pods are known", n)
 	}
 	wantLost(t, f.Finder, "containers_over_cap", 2*most)
 	// Nor are those that nobody knows remembered without end.

@@ -92,11 +92,14 @@ func TestFactsAreBounded(t *testing.T) {
 	const most = 10
 	p := newFakeProc(t)
 	f := open(t, Options{ProcFS: p.dir, CRI: CRIOff, MaxProcesses: most})
-	for pid := uint32(1); pid <= 100; pid++ {
+	p.add(1, 0, "kept", 1, "0::/a.service\n")
+	kept := Owner{PID: 1, Process: "kept", Unit: "a.service"}
+	wantOwner(t, f, kept, 1)
+	p.add(1, 0, "kept", 1, "0::/who.would.read.it.again.service\n")
+	for pid := uint32(2); pid <= 100; pid++ {
 		p.add(pid, 0, fmt.Sprintf("p%d", pid), 1, "0::/\n")
-		for _, pid := range []uint32{pid, 1} { // 1 is used all the time
-			wantOwner(t, f, Owner{PID: pid, Process: fmt.Sprintf("p%d", pid)}, pid)
-		}
+		wantOwner(t, f, Owner{PID: pid, Process: fmt.Sprintf("p%d", pid)}, pid)
+		wantOwner(t, f, kept, 1)
 		known := f.processes
 		if n := len(known.known) + len(known.before); n > most {
 			t.Fatalf("%d processes are remembered", n)

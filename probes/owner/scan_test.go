@@ -125,6 +125,29 @@ func TestScanIsBounded(t *testing.T) {
 	}
 }
 
+// A process that cannot be read is counted once, and forgotten when it has ended.
+func TestUnreadableProcesses(t *testing.T) {
+	p := newFakeProc(t)
+	p.openFiles(5, "socket:[7]")
+	f := openFake(t, p)
+	for range 2 {
+		f.read(5, true)
+		f.read(99, true)
+	}
+	f.warn()
+	if f.Unreadable() != 2 || f.Warning() == "" {
+		t.Errorf("%d unreadable, %q", f.Unreadable(), f.Warning())
+	}
+	if _, err := f.Scan(map[uint64]struct{}{7: {}}); err != nil {
+		t.Fatal(err)
+	}
+	if f.Unreadable() != 2 || f.Warning() != "" {
+		t.Errorf("%d unreadable, %q, after one can be read and the other is gone", f.Unreadable(), f.Warning())
+	}
+	f.read(5, true)
+	wantLost(t, f, "processes_unreadable", 3)
+}
+
 // scanned is what a Scan by another process found.
 type scanned struct {
 	Found      []uint32
