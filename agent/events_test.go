@@ -116,7 +116,7 @@ func TestSlowAccept(t *testing.T) {
 		bucket("0.25"): 0,
 		bucket("1"):    1, // the classic form has a bucket for every other power of two
 	})
-	h := p.histogram("sockq_listener_accept_wait_seconds", map[string]string{"address": l.Addr().String(), "netns": label(s.NS)})
+	h := p.histogram("sockq_listener_accept_wait_seconds", map[string]string{"address": l.Addr().String(), "netns": label(s.NS), "process": ownName()})
 	// In schema 0 bucket -1 is (2^-2, 2^-1] s.
 	if h.GetSchema() != 0 || h.GetZeroCount() != 0 || len(h.PositiveSpan) != 1 || h.PositiveSpan[0].GetOffset() != -1 ||
 		h.PositiveSpan[0].GetLength() != 1 || !slices.Equal(h.PositiveDelta, []int64{1}) {

@@ -202,7 +202,7 @@ func TestEndpoints(t *testing.T) {
 		contains     string
 	}{
 		{"GET", "/", 200, "text/html; charset=utf-8", "<h1>sockq</h1>"},
-		{"GET", "/metrics", 200, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", `sockq_listener_accept_queue_length{address="[::]:80",netns="host"} 3`},
+		{"GET", "/metrics", 200, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", `sockq_listener_accept_queue_length{address="[::]:80",container="front",namespace="shop",netns="host",pod="web-0",process="nginx"} 3`},
 		{"GET", "/metrics", 200, "", "sockq_build_info{"},
 		{"GET", "/metrics", 200, "", "\nprocess_resident_memory_bytes "},
 		{"GET", "/metrics", 200, "", "\ngo_goroutines "},

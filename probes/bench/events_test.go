@@ -110,7 +110,7 @@ func TestRunStatistics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(used) != 2 || used[0].name != only.programs[0].name || used[1].name != only.programs[1].name {
+	if len(used) != 1 || used[0].name != only.programs[0].name {
 		t.Fatalf("used are %v, want %v", used, only.programs)
 	}
 	for _, p := range append(used, none) {
