@@ -103,7 +103,6 @@ type holding struct {
 	who   owner.Owner
 	owner Owner
 	asked time.Time
-	seen  bool // by this reading
 }
 
 // find is the owner of a listening socket; false as long as nobody has looked.
