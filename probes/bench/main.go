@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,6 +77,7 @@ type sizes struct {
 	small, large                     int // sockets
 	fewListeners, manyListeners      int
 	namespaces, socketsOfAll         int
+	pods, listenersOfAPod            int
 	idleListeners, idleSockets       int
 	idleWindows                      int
 	eventRounds, eventBatch, calls   int // rounds, connections and system calls in each
@@ -85,13 +87,13 @@ type sizes struct {
 var (
 	full = sizes{
 		small: 100_000, large: 1_000_000, fewListeners: 1000, manyListeners: 10_000,
-		namespaces: 100, socketsOfAll: 200_000, idleListeners: 100, idleSockets: 10_000,
+		namespaces: 100, socketsOfAll: 200_000, pods: 300, listenersOfAPod: 10, idleListeners: 100, idleSockets: 10_000,
 		eventRounds: 100, eventBatch: 500, calls: 200_000,
 		idleWindows: 6, idleWindow: 10 * time.Second, scrapeWindow: 2 * time.Second, settle: 20 * time.Second,
 	}
 	small = sizes{
 		small: 10_000, large: 20_000, fewListeners: 100, manyListeners: 1000,
-		namespaces: 10, socketsOfAll: 20_000, idleListeners: 10, idleSockets: 1000,
+		namespaces: 10, socketsOfAll: 20_000, pods: 30, listenersOfAPod: 10, idleListeners: 10, idleSockets: 1000,
 		eventRounds: 3, eventBatch: 100, calls: 20_000,
 		idleWindows: 2, idleWindow: 2 * time.Second, scrapeWindow: time.Second, settle: 6 * time.Second,
 	}
@@ -119,6 +121,7 @@ var steps = []struct {
 	{"scrape", (*bench).scrape},
 	{"events", (*bench).events},
 	{"namespaces", (*bench).manyNamespaces},
+	{"pods", (*bench).manyPods},
 	{"masses", (*bench).masses},
 }
 
@@ -274,21 +277,52 @@ func (b *bench) vanish(gone ...*namespace) {
 // manyNamespaces compares one walk with a sweep over the namespaces.
 func (b *bench) manyNamespaces() error {
 	progress("making %d namespaces with %s sockets", b.namespaces, count(b.socketsOfAll))
-	var all []*namespace
+	all, err := b.crowd(b.namespaces, func(n *namespace) error { return n.connect(b.ctx, b.socketsOfAll/b.namespaces/2) })
 	defer func() { b.vanish(all...) }()
-	paths := make(map[uint32]string)
-	for range b.namespaces {
+	if err != nil {
+		return err
+	}
+	return b.sweep(fmt.Sprintf("%d namespaces, %s sockets", b.namespaces, count(b.socketsOfAll)), all, b.socketsOfAll)
+}
+
+// manyPods is a node of Kubernetes: many namespaces with some listeners each.
+func (b *bench) manyPods() error {
+	listeners := b.pods * b.listenersOfAPod
+	progress("making %d namespaces with %s listeners", b.pods, count(listeners))
+	all, err := b.crowd(b.pods, func(n *namespace) error { return n.listen(b.ctx, b.listenersOfAPod) })
+	defer func() { b.vanish(all...) }()
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("%d namespaces, %s listeners", b.pods, count(listeners))
+	if err := b.sweep(what, all, listeners); err != nil {
+		return err
+	}
+	return b.scrapeIn(all[0], "Scrape with "+what, 0, func() error { return nil },
+		"--max-listeners="+strconv.Itoa(2*listeners), "--max-namespaces="+strconv.Itoa(2*b.pods))
+}
+
+// crowd makes namespaces and fills them.
+func (b *bench) crowd(namespaces int, fill func(*namespace) error) (all []*namespace, err error) {
+	for range namespaces {
 		n, err := newNamespace()
 		if err != nil {
-			return err
+			return all, err
 		}
 		all = append(all, n)
-		paths[n.inode] = n.path
-		if err := n.connect(b.ctx, b.socketsOfAll/b.namespaces/2); err != nil {
-			return err
+		if err := fill(n); err != nil {
+			return all, err
 		}
 	}
+	return all, nil
+}
 
+// sweep counts the sockets of these namespaces in both ways.
+func (b *bench) sweep(what string, all []*namespace, sockets int) error {
+	paths := make(map[uint32]string)
+	for _, n := range all {
+		paths[n.inode] = n.path
+	}
 	first := all[0]
 	var sweep *census.SockDiag
 	err := first.do(func() (err error) {
@@ -301,22 +335,22 @@ func (b *bench) manyNamespaces() error {
 	defer sweep.Close()
 	counted := func(read func(context.Context) (*census.Sockets, error)) func() (time.Duration, error) {
 		return first.timed(func() error {
-			sockets, err := read(b.ctx)
+			read, err := read(b.ctx)
 			if err != nil {
 				return err
 			}
 			found := uint64(0)
-			for i := range sockets.Namespaces {
-				if _, ok := paths[sockets.Namespaces[i].Inode]; ok {
-					found += sum(&sockets.Namespaces[i])
+			for i := range read.Namespaces {
+				if _, ok := paths[read.Namespaces[i].Inode]; ok {
+					found += sum(&read.Namespaces[i])
 				}
 			}
-			return atLeast(found, b.socketsOfAll)
+			return atLeast(found, sockets)
 		})
 	}
 	const sweepName = "sock_diag, one namespace after the other"
 	return b.measure(&group{
-		what:     fmt.Sprintf("%d namespaces, %s sockets", b.namespaces, count(b.socketsOfAll)),
+		what:     what,
 		baseline: sweepName,
 		methods: []*method{
 			{name: sweepName, run: counted(sweep.Sockets)},
