@@ -57,6 +57,9 @@ func (l *ledger) observation(s *set) diagnose.Observation {
 		BacklogRequestedKnown: s.BacklogRequestedKnown, BacklogRequested: s.BacklogRequested,
 		Somaxconn: -1, Syncookies: -1,
 	}
+	if s.Owner.Pod != "" {
+		o.Pod = s.Owner.Namespace + "/" + s.Owner.Pod
+	}
 	if n, ok := l.namespace(s.Inode, s.cookie); ok {
 		o.Somaxconn, o.Syncookies = n.Sysctls[census.SysctlSomaxconn], n.Sysctls[census.SysctlSyncookies]
 		o.NamespaceKnown = n.EventsKnown[listenOverflows] && n.EventsKnown[listenDrops]

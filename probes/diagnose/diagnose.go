@@ -48,6 +48,7 @@ type Observation struct {
 	Time      time.Time
 	Namespace string // "host", a name, or a number
 	Process   string // the listening process' comm, "" where unknown
+	Pod       string // NAMESPACE/NAME of Kubernetes, "" where it is none or unknown
 
 	Sockets                       int
 	AcceptQueue, AcceptQueueLimit uint64 // a queue holds one more than its limit

@@ -417,6 +417,18 @@ func TestWhereTheBacklogIsSet(t *testing.T) {
 	}
 }
 
+func TestWhoIsNamed(t *testing.T) {
+	v := view{Observation: new(Observation)}
+	for _, test := range []struct{ process, pod, want string }{
+		{"", "", ""}, {"", "shop/web-0", ""}, {"nginx", "", " (nginx)"}, {"nginx", "shop/web-0", " (nginx in pod shop/web-0)"},
+	} {
+		v.Process, v.Pod = test.process, test.pod
+		if got := v.by(); got != test.want {
+			t.Errorf("%q in %q: %q, want %q", test.process, test.pod, got, test.want)
+		}
+	}
+}
+
 func TestSeen(t *testing.T) {
 	var s Seen
 	s.Add(Burst)

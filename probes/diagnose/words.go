@@ -125,12 +125,15 @@ func (v *view) stalledWords() string {
 	return s
 }
 
-// by is the process.
+// by is the process, and its pod.
 func (v *view) by() string {
-	if v.Process == "" {
+	switch {
+	case v.Process == "":
 		return ""
+	case v.Pod == "":
+		return " (" + v.Process + ")"
 	}
-	return " (" + v.Process + ")"
+	return " (" + v.Process + " in pod " + v.Pod + ")"
 }
 
 // where is the namespace.
