@@ -304,27 +304,25 @@ func grow[T any](s []T, n int) []T {
 }
 
 func readArray[T any](m *ebpf.Map, into []T) error {
-	if len(into) == 0 {
-		return nil
-	}
-	memory, err := m.Memory()
-	if err != nil {
-		return err
-	}
-	_, err = memory.ReadAt(bytesOf(into), 0)
-	return err
+	return mapped(m, len(bytesOf(into)), func(elements []byte) { copy(bytesOf(into), elements) })
 }
 
 func writeArray[T any](m *ebpf.Map, from []T) error {
-	if len(from) == 0 {
+	return mapped(m, len(bytesOf(from)), func(elements []byte) { copy(elements, bytesOf(from)) })
+}
+
+// mapped shows the first bytes of a map, and only these, for as long as fn runs:
+// of what is mapped all is resident memory, used or not.
+func mapped(m *ebpf.Map, bytes int, fn func([]byte)) error {
+	if bytes == 0 {
 		return nil
 	}
-	memory, err := m.Memory()
+	memory, err := unix.Mmap(m.FD(), 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return err
+		return fmt.Errorf("map memory: %w", err)
 	}
-	_, err = memory.WriteAt(bytesOf(from), 0)
-	return err
+	fn(memory)
+	return unix.Munmap(memory)
 }
 
 // readNamespaces follows the kernel's list. The caller holds w.list.
