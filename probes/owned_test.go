@@ -25,7 +25,9 @@ func holdOpen(name string) {
 		os.Exit(1)
 	}
 	os.Stdout.WriteString("x")
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // hold starts a process of that name that has the socket open.
