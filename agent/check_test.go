@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 // Reasons as probes give them.
 const (
-	noTable  = "needs Linux 5.12 or newer: the table of sockets needs atomic compare and exchange"
+	noTable  = "needs Linux 5.12 or newer, on arm64 5.18: the table of sockets needs atomic compare and exchange"
 	noHooks  = "needs trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) or kprobes (CONFIG_KPROBE_EVENTS), which this kernel does not allow"
 	noWalk   = "walk the kernel's tables: needs Linux 6.4 or newer: not found in type information"
 	noRights = "load the event tracker: CAP_BPF and CAP_PERFMON missing: run sockq as root or give it CAP_BPF and CAP_PERFMON: load program: operation not permitted"

@@ -82,6 +82,7 @@ var causes = []cause{
 		gives: "a kernel with CONFIG_DEBUG_INFO_BTF=y: stock kernels of distributions have it"},
 	{says: "RLIMIT_MEMLOCK", why: "no right to lock enough memory for maps", gives: "root or CAP_SYS_RESOURCE, or Linux 5.11 or newer"},
 	{says: "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", why: "this kernel allows neither trampolines nor kprobes", gives: "a kernel with trampolines or kprobes: stock kernels of distributions have them"},
+	{says: "CONFIG_IPV6=m", why: "IPv6 is a module of this kernel, whose functions it does not tell", gives: "a kernel with CONFIG_IPV6=y: stock kernels of distributions have it"},
 	{says: "needs CONFIG_FTRACE_SYSCALLS", why: "this kernel does not trace system calls",
 		gives: "a kernel with CONFIG_FTRACE_SYSCALLS=y: stock kernels of distributions have it"},
 	{says: "open tracefs: mount it", why: "tracefs is not mounted, and no right to mount it",

@@ -16,17 +16,18 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	acceptsMapCpus              = "cpus"
-	acceptsMapListeners         = "listeners"
-	acceptsMapLost              = "lost"
-	acceptsMapSockets           = "sockets"
-	acceptsProgChildAccepted2   = "child_accepted_2"
-	acceptsProgChildAccepted4   = "child_accepted_4"
-	acceptsProgChildAdded       = "child_added"
-	acceptsProgChildQueued      = "child_queued"
-	acceptsProgListenSucceeded  = "listen_succeeded"
-	acceptsVarCookiesAreMissing = "cookies_are_missing"
-	acceptsVarSocketsShift      = "sockets_shift"
+	acceptsMapCpus                 = "cpus"
+	acceptsMapListeners            = "listeners"
+	acceptsMapLost                 = "lost"
+	acceptsMapSockets              = "sockets"
+	acceptsProgChildAccepted2      = "child_accepted_2"
+	acceptsProgChildAccepted4      = "child_accepted_4"
+	acceptsProgChildAcceptedAgain2 = "child_accepted_again_2"
+	acceptsProgChildAdded4         = "child_added_4"
+	acceptsProgChildQueued3        = "child_queued_3"
+	acceptsProgListenSucceeded2    = "listen_succeeded_2"
+	acceptsVarCookiesAreMissing    = "cookies_are_missing"
+	acceptsVarSocketsShift         = "sockets_shift"
 )
 
 // loadAccepts returns the embedded CollectionSpec for accepts.
@@ -71,11 +72,12 @@ type acceptsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type acceptsProgramSpecs struct {
-	ChildAccepted2  *ebpf.ProgramSpec `ebpf:"child_accepted_2"`
-	ChildAccepted4  *ebpf.ProgramSpec `ebpf:"child_accepted_4"`
-	ChildAdded      *ebpf.ProgramSpec `ebpf:"child_added"`
-	ChildQueued     *ebpf.ProgramSpec `ebpf:"child_queued"`
-	ListenSucceeded *ebpf.ProgramSpec `ebpf:"listen_succeeded"`
+	ChildAccepted2      *ebpf.ProgramSpec `ebpf:"child_accepted_2"`
+	ChildAccepted4      *ebpf.ProgramSpec `ebpf:"child_accepted_4"`
+	ChildAcceptedAgain2 *ebpf.ProgramSpec `ebpf:"child_accepted_again_2"`
+	ChildAdded4         *ebpf.ProgramSpec `ebpf:"child_added_4"`
+	ChildQueued3        *ebpf.ProgramSpec `ebpf:"child_queued_3"`
+	ListenSucceeded2    *ebpf.ProgramSpec `ebpf:"listen_succeeded_2"`
 }
 
 // acceptsMapSpecs contains maps before they are loaded into the kernel.
@@ -143,20 +145,22 @@ type acceptsVariables struct {
 //
 // It can be passed to loadAcceptsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type acceptsPrograms struct {
-	ChildAccepted2  *ebpf.Program `ebpf:"child_accepted_2"`
-	ChildAccepted4  *ebpf.Program `ebpf:"child_accepted_4"`
-	ChildAdded      *ebpf.Program `ebpf:"child_added"`
-	ChildQueued     *ebpf.Program `ebpf:"child_queued"`
-	ListenSucceeded *ebpf.Program `ebpf:"listen_succeeded"`
+	ChildAccepted2      *ebpf.Program `ebpf:"child_accepted_2"`
+	ChildAccepted4      *ebpf.Program `ebpf:"child_accepted_4"`
+	ChildAcceptedAgain2 *ebpf.Program `ebpf:"child_accepted_again_2"`
+	ChildAdded4         *ebpf.Program `ebpf:"child_added_4"`
+	ChildQueued3        *ebpf.Program `ebpf:"child_queued_3"`
+	ListenSucceeded2    *ebpf.Program `ebpf:"listen_succeeded_2"`
 }
 
 func (p *acceptsPrograms) Close() error {
 	return _AcceptsClose(
 		p.ChildAccepted2,
 		p.ChildAccepted4,
-		p.ChildAdded,
-		p.ChildQueued,
-		p.ListenSucceeded,
+		p.ChildAcceptedAgain2,
+		p.ChildAdded4,
+		p.ChildQueued3,
+		p.ListenSucceeded2,
 	)
 }
 

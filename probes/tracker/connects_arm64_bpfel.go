@@ -16,15 +16,15 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	connectsMapCpus            = "cpus"
-	connectsMapEvents          = "events"
-	connectsMapFreeSlots       = "free_slots"
-	connectsMapLastSlots       = "last_slots"
-	connectsMapLost            = "lost"
-	connectsMapNamespaces      = "namespaces"
-	connectsMapSlots           = "slots"
-	connectsProgConnectAllowed = "connect_allowed"
-	connectsProgConnectEnded   = "connect_ended"
+	connectsMapCpus             = "cpus"
+	connectsMapEvents           = "events"
+	connectsMapFreeSlots        = "free_slots"
+	connectsMapLastSlots        = "last_slots"
+	connectsMapLost             = "lost"
+	connectsMapNamespaces       = "namespaces"
+	connectsMapSlots            = "slots"
+	connectsProgConnectAllowed3 = "connect_allowed_3"
+	connectsProgConnectEnded5   = "connect_ended_5"
 )
 
 // loadConnects returns the embedded CollectionSpec for connects.
@@ -69,8 +69,8 @@ type connectsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectsProgramSpecs struct {
-	ConnectAllowed *ebpf.ProgramSpec `ebpf:"connect_allowed"`
-	ConnectEnded   *ebpf.ProgramSpec `ebpf:"connect_ended"`
+	ConnectAllowed3 *ebpf.ProgramSpec `ebpf:"connect_allowed_3"`
+	ConnectEnded5   *ebpf.ProgramSpec `ebpf:"connect_ended_5"`
 }
 
 // connectsMapSpecs contains maps before they are loaded into the kernel.
@@ -143,14 +143,14 @@ type connectsVariables struct {
 //
 // It can be passed to loadConnectsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectsPrograms struct {
-	ConnectAllowed *ebpf.Program `ebpf:"connect_allowed"`
-	ConnectEnded   *ebpf.Program `ebpf:"connect_ended"`
+	ConnectAllowed3 *ebpf.Program `ebpf:"connect_allowed_3"`
+	ConnectEnded5   *ebpf.Program `ebpf:"connect_ended_5"`
 }
 
 func (p *connectsPrograms) Close() error {
 	return _ConnectsClose(
-		p.ConnectAllowed,
-		p.ConnectEnded,
+		p.ConnectAllowed3,
+		p.ConnectEnded5,
 	)
 }
 

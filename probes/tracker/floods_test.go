@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -156,6 +157,94 @@ func storm(six bool, connections, backlog int) (err error) {
 			return err
 		}
 		fds = append(fds, fd)
+	}
+}
+
+// TestAcceptsAtOnce takes each connection out of the queue while the final ACK that
+// put it there is still at work on another CPU: its request is completed once.
+func TestAcceptsAtOnce(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen) {
+		return
+	}
+	connections := uint64(5_000)
+	if testing.Short() {
+		connections = 1_000
+	}
+	ns := scenario.NewNamespace(t)
+	id := identify(t, ns)
+	const burst = 50
+	l := listenIn(t, ns, burst)
+	l.must(unix.SetNonblock(l.fd, true))
+	var accepted atomic.Uint64
+	var over atomic.Bool
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for !over.Load() {
+			fd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC)
+			if err == nil {
+				accepted.Add(1)
+				unix.Close(fd)
+			}
+		}
+	})
+	defer wait.Wait()
+	defer over.Store(true)
+	ns.Do(func() {
+		for i := range connections {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			client := endpoint{t, fd}
+			client.must(err, unix.Connect(fd, l.address()))
+			client.reset()
+			if i%burst == burst-1 {
+				become(t, "accepted", i+1, accepted.Load)
+			}
+		}
+	})
+	become(t, "completed", map[string]uint64{"ends": connections, "transitions": connections, "accepts": connections}, func() map[string]uint64 {
+		n := happened(t, tr, id)
+		m := map[string]uint64{"ends": fatesOf(t, tr, id).Ended["completed"], "transitions": count(&n, newSynRecv, synRecv)}
+		for _, l := range heard(t, tr, id) {
+			m["accepts"] += l.Accepts
+		}
+		return m
+	})
+}
+
+// TestMoreRequestsThanPlaces lets more requests wait than the smallest table has
+// places for: those that found one begin and end, the others are lost.
+func TestMoreRequestsThanPlaces(t *testing.T) {
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen) {
+		return
+	}
+	closeShared(t)
+	opts := everything
+	opts.Tier, opts.Sockets = tier(), 1
+	tr := openTracker(t, opts)
+	const requests = 17_000
+	if room := int(tr.maps["sockets"].MaxEntries()) * places; room >= requests {
+		t.Fatalf("room for %d requests", room)
+	}
+	s := scenario.NewStage(t, scenario.IPv4)
+	id := identify(t, s.NS)
+	s.NS.Sysctl("net.core.somaxconn", "20000")
+	l := s.Listen(20_000)
+	before := lost(t, tr)["tracked_sockets"]
+	for range requests {
+		s.Peer().SYN(l.Addr())
+	}
+	s.NS.Sysctl("net.ipv4.tcp_synack_retries", "0") // each ends with its next timer
+	for end := time.Now().Add(time.Minute); len(s.NS.Sockets(tcpstate.MaskOf(synRecv))) > 0; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("there are still requests")
+		}
+	}
+	// SYN-ACKs that are sent again, all at once, make lo drop some SYNs.
+	n, f := happened(t, tr, id), fatesOf(t, tr, id)
+	begun, ended, missing := count(&n, listens, newSynRecv), count(&n, newSynRecv, closed), lost(t, tr)["tracked_sockets"]-before
+	t.Logf("of %d requests %d began, %d ended, %d were lost", f.Syns, begun, ended, missing)
+	if begun != ended || ended != sum(f.Ended) || begun == 0 || missing == 0 || begun+missing != f.Syns {
+		t.Errorf("of %d requests %d began, %d ended, %d of them told, and %d were lost", f.Syns, begun, ended, sum(f.Ended), missing)
 	}
 }
 

@@ -26,6 +26,7 @@ const (
 	halfOpenMapSlots                        = "slots"
 	halfOpenMapSockets                      = "sockets"
 	halfOpenMapStateSeconds                 = "state_seconds"
+	halfOpenMapWatches                      = "watches"
 	halfOpenProgConnectionAbandoned         = "connection_abandoned"
 	halfOpenProgConnectionAbandonedKprobe   = "connection_abandoned_kprobe"
 	halfOpenProgRequestBegan2               = "request_began_2"
@@ -33,10 +34,11 @@ const (
 	halfOpenProgRequestBeganEntryKprobe     = "request_began_entry_kprobe"
 	halfOpenProgRequestBeganKprobe          = "request_began_kprobe"
 	halfOpenProgRequestBeganVoid            = "request_began_void"
-	halfOpenProgRequestCloned               = "request_cloned"
+	halfOpenProgRequestBeganVoidKprobe      = "request_began_void_kprobe"
+	halfOpenProgRequestCloned2              = "request_cloned_2"
 	halfOpenProgRequestClonedEntryKprobe    = "request_cloned_entry_kprobe"
 	halfOpenProgRequestClonedKprobe         = "request_cloned_kprobe"
-	halfOpenProgRequestCompleted            = "request_completed"
+	halfOpenProgRequestCompleted4           = "request_completed_4"
 	halfOpenProgRequestCompletedEntryKprobe = "request_completed_entry_kprobe"
 	halfOpenProgRequestCompletedKprobe      = "request_completed_kprobe"
 	halfOpenProgRequestEnded                = "request_ended"
@@ -46,6 +48,7 @@ const (
 	halfOpenProgSocketAborted               = "socket_aborted"
 	halfOpenProgSocketAbortedKprobe         = "socket_aborted_kprobe"
 	halfOpenVarCookiesAreMissing            = "cookies_are_missing"
+	halfOpenVarCounterIndex                 = "counter_index"
 	halfOpenVarObserved                     = "observed"
 	halfOpenVarPerNamespace                 = "per_namespace"
 	halfOpenVarRequestBeginsEdge            = "request_begins_edge"
@@ -103,10 +106,11 @@ type halfOpenProgramSpecs struct {
 	RequestBeganEntryKprobe     *ebpf.ProgramSpec `ebpf:"request_began_entry_kprobe"`
 	RequestBeganKprobe          *ebpf.ProgramSpec `ebpf:"request_began_kprobe"`
 	RequestBeganVoid            *ebpf.ProgramSpec `ebpf:"request_began_void"`
-	RequestCloned               *ebpf.ProgramSpec `ebpf:"request_cloned"`
+	RequestBeganVoidKprobe      *ebpf.ProgramSpec `ebpf:"request_began_void_kprobe"`
+	RequestCloned2              *ebpf.ProgramSpec `ebpf:"request_cloned_2"`
 	RequestClonedEntryKprobe    *ebpf.ProgramSpec `ebpf:"request_cloned_entry_kprobe"`
 	RequestClonedKprobe         *ebpf.ProgramSpec `ebpf:"request_cloned_kprobe"`
-	RequestCompleted            *ebpf.ProgramSpec `ebpf:"request_completed"`
+	RequestCompleted4           *ebpf.ProgramSpec `ebpf:"request_completed_4"`
 	RequestCompletedEntryKprobe *ebpf.ProgramSpec `ebpf:"request_completed_entry_kprobe"`
 	RequestCompletedKprobe      *ebpf.ProgramSpec `ebpf:"request_completed_kprobe"`
 	RequestEnded                *ebpf.ProgramSpec `ebpf:"request_ended"`
@@ -131,6 +135,7 @@ type halfOpenMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	StateSeconds *ebpf.MapSpec `ebpf:"state_seconds"`
+	Watches      *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // halfOpenVariableSpecs contains global variables before they are loaded into the kernel.
@@ -138,6 +143,7 @@ type halfOpenMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfOpenVariableSpecs struct {
 	CookiesAreMissing    *ebpf.VariableSpec `ebpf:"cookies_are_missing"`
+	CounterIndex         *ebpf.VariableSpec `ebpf:"counter_index"`
 	Observed             *ebpf.VariableSpec `ebpf:"observed"`
 	PerNamespace         *ebpf.VariableSpec `ebpf:"per_namespace"`
 	RequestBeginsEdge    *ebpf.VariableSpec `ebpf:"request_begins_edge"`
@@ -176,6 +182,7 @@ type halfOpenMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	StateSeconds *ebpf.Map `ebpf:"state_seconds"`
+	Watches      *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *halfOpenMaps) Close() error {
@@ -190,6 +197,7 @@ func (m *halfOpenMaps) Close() error {
 		m.Slots,
 		m.Sockets,
 		m.StateSeconds,
+		m.Watches,
 	)
 }
 
@@ -198,6 +206,7 @@ func (m *halfOpenMaps) Close() error {
 // It can be passed to loadHalfOpenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfOpenVariables struct {
 	CookiesAreMissing    *ebpf.Variable `ebpf:"cookies_are_missing"`
+	CounterIndex         *ebpf.Variable `ebpf:"counter_index"`
 	Observed             *ebpf.Variable `ebpf:"observed"`
 	PerNamespace         *ebpf.Variable `ebpf:"per_namespace"`
 	RequestBeginsEdge    *ebpf.Variable `ebpf:"request_begins_edge"`
@@ -217,10 +226,11 @@ type halfOpenPrograms struct {
 	RequestBeganEntryKprobe     *ebpf.Program `ebpf:"request_began_entry_kprobe"`
 	RequestBeganKprobe          *ebpf.Program `ebpf:"request_began_kprobe"`
 	RequestBeganVoid            *ebpf.Program `ebpf:"request_began_void"`
-	RequestCloned               *ebpf.Program `ebpf:"request_cloned"`
+	RequestBeganVoidKprobe      *ebpf.Program `ebpf:"request_began_void_kprobe"`
+	RequestCloned2              *ebpf.Program `ebpf:"request_cloned_2"`
 	RequestClonedEntryKprobe    *ebpf.Program `ebpf:"request_cloned_entry_kprobe"`
 	RequestClonedKprobe         *ebpf.Program `ebpf:"request_cloned_kprobe"`
-	RequestCompleted            *ebpf.Program `ebpf:"request_completed"`
+	RequestCompleted4           *ebpf.Program `ebpf:"request_completed_4"`
 	RequestCompletedEntryKprobe *ebpf.Program `ebpf:"request_completed_entry_kprobe"`
 	RequestCompletedKprobe      *ebpf.Program `ebpf:"request_completed_kprobe"`
 	RequestEnded                *ebpf.Program `ebpf:"request_ended"`
@@ -240,10 +250,11 @@ func (p *halfOpenPrograms) Close() error {
 		p.RequestBeganEntryKprobe,
 		p.RequestBeganKprobe,
 		p.RequestBeganVoid,
-		p.RequestCloned,
+		p.RequestBeganVoidKprobe,
+		p.RequestCloned2,
 		p.RequestClonedEntryKprobe,
 		p.RequestClonedKprobe,
-		p.RequestCompleted,
+		p.RequestCompleted4,
 		p.RequestCompletedEntryKprobe,
 		p.RequestCompletedKprobe,
 		p.RequestEnded,

@@ -103,6 +103,12 @@ func TestBucketOf(t *testing.T) {
 	for range 20_000 {
 		check(rand.Uint64() >> (10 + rand.IntN(54)))
 	}
+	// A clock may step back by some ns from one CPU to the next.
+	for _, back := range []uint64{1, 100, 1_000_000} {
+		if got := bucket(-back); got != 0 {
+			t.Errorf("-%d ns are in bucket %d", back, got)
+		}
+	}
 	// Whatever a broken clock says, it is a bucket.
 	for _, ns := range []uint64{math.MaxUint64, math.MaxInt64, 1 << 63, 1 << 58} {
 		if got := bucket(ns); got < 0 || got >= Buckets {

@@ -111,6 +111,13 @@ func (t *Tracker) Misses(p *ebpf.Program) (uint64, error) {
 		return 0, fmt.Errorf("read misses: %w", err)
 	}
 	missed := stats.RecursionMisses
+	if second := t.takenOver[p]; second != nil { // lost is what both missed: no more than either did
+		also, err := second.Stats()
+		if err != nil {
+			return 0, fmt.Errorf("read misses: %w", err)
+		}
+		missed = min(missed, also.RecursionMisses)
+	}
 	if attached := t.kprobes[p]; attached != nil {
 		info, err := attached.Info()
 		if err != nil {
@@ -118,10 +125,10 @@ func (t *Tracker) Misses(p *ebpf.Program) (uint64, error) {
 		}
 		missed += info.PerfEvent().Kprobe().Missed
 	}
-	switch p {
-	case t.changedAgain: // it is the second
+	switch {
+	case p == t.changedAgain || t.takesOver[p]: // it is the second
 		return 0, nil
-	case t.changed:
+	case p == t.changed:
 		var cpus []statesCpu
 		if err := t.maps["cpus"].Lookup(uint32(0), &cpus); err != nil {
 			return 0, fmt.Errorf("read what was taken over: %w", err)
@@ -154,6 +161,8 @@ type Tracker struct {
 	stories []Story
 	// What the first misses the second takes over.
 	changed, changedAgain *ebpf.Program
+	takenOver             map[*ebpf.Program]*ebpf.Program // the same of hooks
+	takesOver             map[*ebpf.Program]bool
 	kprobes               map[*ebpf.Program]link.Link
 	perfMisses            bool        // the kernel tells what programs on perf events miss
 	closers               []io.Closer // links, then programs
@@ -168,7 +177,8 @@ type Tracker struct {
 func Open(opts Options) (_ *Tracker, err error) {
 	opts.SysFS = cmp.Or(opts.SysFS, "/sys")
 	opts.Namespaces = max(1, min(cmp.Or(opts.Namespaces, 300), maxNamespaces))
-	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map), kprobes: make(map[*ebpf.Program]link.Link)}
+	t := &Tracker{opts: opts, maps: make(map[string]*ebpf.Map), kprobes: make(map[*ebpf.Program]link.Link),
+		takenOver: make(map[*ebpf.Program]*ebpf.Program), takesOver: make(map[*ebpf.Program]bool)}
 	defer func() {
 		if err != nil {
 			t.Close()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -18,11 +19,12 @@ type hook struct {
 	function string
 	returns  bool
 	// program is its name; with the number of the function's arguments ("_3")
-	// where that is not the same on all kernels, or "_void" where the function
+	// where it finds the result behind them, or "_void" where the function
 	// returns nothing; at a kprobe with "_kprobe", and with "_entry_kprobe" for
 	// one at the entry that keeps what the one at the return has to know.
 	program  string
-	optional bool // the story is told without it
+	optional bool   // the story is told without it
+	again    string // a program that takes over what this one misses, where tasks interrupt
 }
 
 // attachHooks tells a story by the first mechanism that this kernel allows for all
@@ -41,6 +43,9 @@ func (t *Tracker) attachHooks(story string, spec *ebpf.CollectionSpec, hooks []h
 			continue
 		}
 		programs, err := t.place(spec, hooks, mechanism.plan)
+		if err != nil && slices.ContainsFunc(hooks, isOptional) {
+			programs, err = t.place(spec, slices.DeleteFunc(slices.Clone(hooks), isOptional), mechanism.plan)
+		}
 		if err == nil {
 			t.told(story, mechanism.name, programs...)
 			return
@@ -53,10 +58,13 @@ func (t *Tracker) attachHooks(story string, spec *ebpf.CollectionSpec, hooks []h
 	t.untold(errors.Join(refused...), story)
 }
 
+func isOptional(h hook) bool { return h.optional }
+
 // placement is a program of the spec at a function.
 type placement struct {
 	program, function string
 	attach            func(*ebpf.Program) (link.Link, error)
+	takesOver         bool // what the one before it misses
 }
 
 // place loads what the hooks need at once, which is much cheaper than one after the
@@ -64,13 +72,9 @@ type placement struct {
 func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf.CollectionSpec, hook) ([]placement, error)) (_ []*ebpf.Program, err error) {
 	before := len(t.closers)
 	defer func() {
-		if err == nil {
-			return
+		if err != nil {
+			err = errors.Join(err, t.takeBack(before))
 		}
-		for _, c := range slices.Backward(t.closers[before:]) {
-			err = errors.Join(err, c.Close())
-		}
-		t.closers = t.closers[:before]
 	}()
 	var placements []placement
 	for _, h := range hooks {
@@ -81,7 +85,7 @@ func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf
 		placements = append(placements, planned...)
 	}
 	at := make(map[string]*ebpf.ProgramSpec)
-	name := func(p placement) string { return p.program + " at " + p.function }
+	name := func(p placement) string { return fmt.Sprint(p.program, " at ", p.function, " ", p.takesOver) }
 	for _, p := range placements {
 		copied := spec.Programs[p.program].Copy()
 		copied.AttachTo = p.function
@@ -102,51 +106,108 @@ func (t *Tracker) place(spec *ebpf.CollectionSpec, hooks []hook, plan func(*ebpf
 		if program.Type() == ebpf.Kprobe {
 			t.kprobes[program] = attached
 		}
+		if p.takesOver {
+			t.takenOver[programs[len(programs)-1]], t.takesOver[program] = program, true
+		}
 		programs = append(programs, program)
 	}
 	return programs, nil
 }
 
+// takeBack detaches what was attached after the first closers.
+func (t *Tracker) takeBack(first int) (err error) {
+	for _, c := range slices.Backward(t.closers[first:]) {
+		err = errors.Join(err, c.Close())
+	}
+	t.closers = t.closers[:first]
+	return err
+}
+
 var errNoHooks = errors.New("needs trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) or kprobes (CONFIG_KPROBE_EVENTS), which this kernel does not allow")
 
 func (t *Tracker) planTrampoline(spec *ebpf.CollectionSpec, h hook) ([]placement, error) {
-	var function *btf.Func
-	if err := t.kernel.TypeByName(h.function, &function); err != nil {
+	proto, err := t.function(h)
+	if err != nil {
+		return nil, err
+	}
+	programs := []string{h.program}
+	if h.again != "" && tasksInterrupt() {
+		programs = append(programs, h.again)
+	}
+	var planned []placement
+	for i, program := range programs {
+		names := []string{program + "_" + strconv.Itoa(len(proto.Params)), program}
+		if h.returnsNothing(proto) {
+			names = []string{program + "_void"}
+		}
+		at := slices.IndexFunc(names, func(name string) bool { return spec.Programs[name] != nil })
+		if at < 0 {
+			return nil, fmt.Errorf("it has %d arguments and returns %v, which is new", len(proto.Params), proto.Return)
+		}
+		planned = append(planned, placement{names[at], h.function, func(p *ebpf.Program) (link.Link, error) {
+			return link.AttachTracing(link.TracingOptions{Program: p})
+		}, i > 0})
+	}
+	return planned, nil
+}
+
+func (t *Tracker) planKprobe(spec *ebpf.CollectionSpec, h hook) (planned []placement, err error) {
+	proto, err := t.function(h)
+	if err != nil {
+		return nil, err
+	}
+	program := h.program + "_kprobe"
+	if h.returnsNothing(proto) {
+		program = h.program + "_void_kprobe"
+	}
+	if spec.Programs[program] == nil {
+		return nil, errors.New("needs trampolines")
+	}
+	entry := func(p *ebpf.Program) (link.Link, error) { return link.Kprobe(h.function, p, nil) }
+	if name := h.program + "_entry_kprobe"; spec.Programs[name] != nil {
+		planned = append(planned, placement{name, h.function, entry, false})
+	}
+	if h.returns {
+		entry = func(p *ebpf.Program) (link.Link, error) { return link.Kretprobe(h.function, p, nil) }
+	}
+	return append(planned, placement{program, h.function, entry, false}), nil
+}
+
+// function is what the kernel says of a hook's function.
+func (t *Tracker) function(h hook) (*btf.FuncProto, error) {
+	var function, six *btf.Func
+	switch err := t.kernel.TypeByName(h.function, &function); {
+	case err != nil && h.isOfIPv6() && t.kernel.TypeByName("tcp_v6_connect", &six) != nil:
+		return nil, errors.New("IPv6 is a module of this kernel (CONFIG_IPV6=m), whose functions it does not tell")
+	case err != nil:
 		return nil, fmt.Errorf("the kernel has no such function: %w", err)
 	}
 	proto, ok := function.Type.(*btf.FuncProto)
 	if !ok {
 		return nil, errors.New("the kernel does not tell its arguments")
 	}
-	names := []string{h.program + "_" + strconv.Itoa(len(proto.Params)), h.program}
-	if _, void := proto.Return.(*btf.Void); void && h.returns {
-		names = slices.Insert(names, 0, h.program+"_void")
-	}
-	i := slices.IndexFunc(names, func(name string) bool { return spec.Programs[name] != nil })
-	if i < 0 {
-		return nil, fmt.Errorf("it has %d arguments, which is new", len(proto.Params))
-	}
-	return []placement{{names[i], h.function, func(p *ebpf.Program) (link.Link, error) {
-		return link.AttachTracing(link.TracingOptions{Program: p})
-	}}}, nil
+	return proto, nil
 }
 
-func (t *Tracker) planKprobe(spec *ebpf.CollectionSpec, h hook) (planned []placement, err error) {
-	var function *btf.Func
-	if err := t.kernel.TypeByName(h.function, &function); err != nil {
-		return nil, fmt.Errorf("the kernel has no such function: %w", err)
-	}
-	if spec.Programs[h.program+"_kprobe"] == nil {
-		return nil, errors.New("needs trampolines")
-	}
-	entry := func(p *ebpf.Program) (link.Link, error) { return link.Kprobe(h.function, p, nil) }
-	if name := h.program + "_entry_kprobe"; spec.Programs[name] != nil {
-		planned = append(planned, placement{name, h.function, entry})
-	}
-	if h.returns {
-		entry = func(p *ebpf.Program) (link.Link, error) { return link.Kretprobe(h.function, p, nil) }
-	}
-	return append(planned, placement{h.program + "_kprobe", h.function, entry}), nil
+// returnsNothing tells of a hook at the return that there is no result.
+func (h hook) returnsNothing(proto *btf.FuncProto) bool {
+	_, void := proto.Return.(*btf.Void)
+	return void && h.returns
+}
+
+func (h hook) isOfIPv6() bool { return strings.Contains(h.function, "_v6_") }
+
+// built leaves out the hooks at what the kernel was built without, and never does:
+// IPv6 (CONFIG_IPV6=n) and SYN cookies (CONFIG_SYN_COOKIES=n).
+func (t *Tracker) built(hooks []hook) []hook {
+	var net *btf.Struct
+	six := t.kernel.TypeByName("net", &net) != nil ||
+		slices.ContainsFunc(net.Members, func(m btf.Member) bool { return m.Name == "ipv6" })
+	var cookie *btf.Func
+	cookies := t.kernel.TypeByName("tcp_get_cookie_sock", &cookie) == nil
+	return slices.DeleteFunc(hooks, func(h hook) bool {
+		return h.isOfIPv6() && !six || strings.HasPrefix(h.function, "cookie_") && !cookies
+	})
 }
 
 // both are the hooks at the entry and at the return of a function.
@@ -173,7 +234,7 @@ func (t *Tracker) attachRefusals(spec *ebpf.CollectionSpec) {
 		t.untold(err, StoryRefusals)
 		return
 	}
-	t.attachHooks(StoryRefusals, spec, slices.Concat(
+	t.attachHooks(StoryRefusals, spec, t.built(slices.Concat(
 		both("tcp_conn_request", "syn_arrived", "syn_answered"),
 		both("tcp_check_req", "final_ack_arrived", "final_ack_taken"),
 		both("cookie_v4_check", "cookie_arrived", "cookie_taken"),
@@ -184,7 +245,7 @@ func (t *Tracker) attachRefusals(spec *ebpf.CollectionSpec) {
 			{function: "security_inet_conn_request", returns: true, program: "request_allowed", optional: true},
 			{function: "tcp_v4_route_req", returns: true, program: "request_routed", optional: true},
 			{function: "tcp_v6_route_req", returns: true, program: "request_routed", optional: true},
-		}))
+		})))
 }
 
 // enumerators finds the values of an anonymous enum's enumerators.
@@ -211,7 +272,7 @@ func enumerators(kernel *btf.Spec, names []string) ([]uint32, error) {
 }
 
 // Socket cookies came to tracing programs with the same kernel.
-var errNoTable = errors.New("needs Linux 5.12 or newer: the table of sockets needs atomic compare and exchange")
+var errNoTable = errors.New("needs Linux 5.12 or newer, on arm64 5.18: the table of sockets needs atomic compare and exchange")
 
 func (t *Tracker) attachHalfOpen(spec *ebpf.CollectionSpec) {
 	if !t.Tells(StoryRefusals) { // what a final ACK comes to is an end, too
@@ -234,17 +295,17 @@ func (t *Tracker) attachHalfOpen(spec *ebpf.CollectionSpec) {
 		t.untold(err, StoryHalfOpen)
 		return
 	}
-	t.attachHooks(StoryHalfOpen, spec, []hook{
+	t.attachHooks(StoryHalfOpen, spec, t.built([]hook{
 		// Those that end a request first, so that none stays that began.
-		{function: "tcp_v4_reqsk_destructor", program: "request_ended"},
-		{function: "tcp_v6_reqsk_destructor", program: "request_ended"},
+		{function: "tcp_v4_reqsk_destructor", program: "request_ended", again: "request_ended"},
+		{function: "tcp_v6_reqsk_destructor", program: "request_ended", again: "request_ended"},
 		{function: "inet_csk_complete_hashdance", returns: true, program: "request_completed"},
 		{function: "reqsk_timer_handler", program: "request_timer_fired"},
 		{function: "tcp_abort", program: "socket_aborted"},
 		{function: "inet_reqsk_clone", returns: true, program: "request_cloned", optional: true}, // 5.14+
 		{function: "inet_child_forget", program: "connection_abandoned"},
 		{function: "inet_csk_reqsk_queue_hash_add", returns: true, program: "request_began"},
-	})
+	}))
 }
 
 func (t *Tracker) attachTimeWait(spec *ebpf.CollectionSpec) {

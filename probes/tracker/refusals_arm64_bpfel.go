@@ -16,39 +16,39 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	refusalsMapCpus                    = "cpus"
-	refusalsMapListeners               = "listeners"
-	refusalsMapLost                    = "lost"
-	refusalsMapSockets                 = "sockets"
-	refusalsMapWatches                 = "watches"
-	refusalsProgCookieArrived          = "cookie_arrived"
-	refusalsProgCookieArrivedKprobe    = "cookie_arrived_kprobe"
-	refusalsProgCookieTaken            = "cookie_taken"
-	refusalsProgCookieTakenKprobe      = "cookie_taken_kprobe"
-	refusalsProgFinalAckArrived        = "final_ack_arrived"
-	refusalsProgFinalAckArrivedKprobe  = "final_ack_arrived_kprobe"
-	refusalsProgFinalAckTaken5         = "final_ack_taken_5"
-	refusalsProgFinalAckTaken6         = "final_ack_taken_6"
-	refusalsProgFinalAckTakenKprobe    = "final_ack_taken_kprobe"
-	refusalsProgRequestAllocated       = "request_allocated"
-	refusalsProgRequestAllocatedKprobe = "request_allocated_kprobe"
-	refusalsProgRequestAllowed         = "request_allowed"
-	refusalsProgRequestAllowedKprobe   = "request_allowed_kprobe"
-	refusalsProgRequestDropped         = "request_dropped"
-	refusalsProgRequestDroppedKprobe   = "request_dropped_kprobe"
-	refusalsProgRequestFailed          = "request_failed"
-	refusalsProgRequestFailedKprobe    = "request_failed_kprobe"
-	refusalsProgRequestRouted3         = "request_routed_3"
-	refusalsProgRequestRouted4         = "request_routed_4"
-	refusalsProgRequestRouted5         = "request_routed_5"
-	refusalsProgRequestRoutedKprobe    = "request_routed_kprobe"
-	refusalsProgSynAnswered            = "syn_answered"
-	refusalsProgSynAnsweredKprobe      = "syn_answered_kprobe"
-	refusalsProgSynArrived             = "syn_arrived"
-	refusalsProgSynArrivedKprobe       = "syn_arrived_kprobe"
-	refusalsVarCookiesAreMissing       = "cookies_are_missing"
-	refusalsVarCounterIndex            = "counter_index"
-	refusalsVarSocketsShift            = "sockets_shift"
+	refusalsMapCpus                      = "cpus"
+	refusalsMapListeners                 = "listeners"
+	refusalsMapLost                      = "lost"
+	refusalsMapSockets                   = "sockets"
+	refusalsMapWatches                   = "watches"
+	refusalsProgCookieArrived            = "cookie_arrived"
+	refusalsProgCookieArrivedKprobe      = "cookie_arrived_kprobe"
+	refusalsProgCookieTaken              = "cookie_taken"
+	refusalsProgCookieTakenKprobe        = "cookie_taken_kprobe"
+	refusalsProgFinalAckArrived          = "final_ack_arrived"
+	refusalsProgFinalAckArrivedKprobe    = "final_ack_arrived_kprobe"
+	refusalsProgFinalAckTaken5           = "final_ack_taken_5"
+	refusalsProgFinalAckTaken6           = "final_ack_taken_6"
+	refusalsProgFinalAckTakenKprobe      = "final_ack_taken_kprobe"
+	refusalsProgRequestAllocated3        = "request_allocated_3"
+	refusalsProgRequestAllocatedKprobe   = "request_allocated_kprobe"
+	refusalsProgRequestAllowed3          = "request_allowed_3"
+	refusalsProgRequestAllowedKprobe     = "request_allowed_kprobe"
+	refusalsProgRequestDroppedVoid       = "request_dropped_void"
+	refusalsProgRequestDroppedVoidKprobe = "request_dropped_void_kprobe"
+	refusalsProgRequestFailed            = "request_failed"
+	refusalsProgRequestFailedKprobe      = "request_failed_kprobe"
+	refusalsProgRequestRouted3           = "request_routed_3"
+	refusalsProgRequestRouted4           = "request_routed_4"
+	refusalsProgRequestRouted5           = "request_routed_5"
+	refusalsProgRequestRoutedKprobe      = "request_routed_kprobe"
+	refusalsProgSynAnswered              = "syn_answered"
+	refusalsProgSynAnsweredKprobe        = "syn_answered_kprobe"
+	refusalsProgSynArrived               = "syn_arrived"
+	refusalsProgSynArrivedKprobe         = "syn_arrived_kprobe"
+	refusalsVarCookiesAreMissing         = "cookies_are_missing"
+	refusalsVarCounterIndex              = "counter_index"
+	refusalsVarSocketsShift              = "sockets_shift"
 )
 
 // loadRefusals returns the embedded CollectionSpec for refusals.
@@ -93,31 +93,31 @@ type refusalsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refusalsProgramSpecs struct {
-	CookieArrived          *ebpf.ProgramSpec `ebpf:"cookie_arrived"`
-	CookieArrivedKprobe    *ebpf.ProgramSpec `ebpf:"cookie_arrived_kprobe"`
-	CookieTaken            *ebpf.ProgramSpec `ebpf:"cookie_taken"`
-	CookieTakenKprobe      *ebpf.ProgramSpec `ebpf:"cookie_taken_kprobe"`
-	FinalAckArrived        *ebpf.ProgramSpec `ebpf:"final_ack_arrived"`
-	FinalAckArrivedKprobe  *ebpf.ProgramSpec `ebpf:"final_ack_arrived_kprobe"`
-	FinalAckTaken5         *ebpf.ProgramSpec `ebpf:"final_ack_taken_5"`
-	FinalAckTaken6         *ebpf.ProgramSpec `ebpf:"final_ack_taken_6"`
-	FinalAckTakenKprobe    *ebpf.ProgramSpec `ebpf:"final_ack_taken_kprobe"`
-	RequestAllocated       *ebpf.ProgramSpec `ebpf:"request_allocated"`
-	RequestAllocatedKprobe *ebpf.ProgramSpec `ebpf:"request_allocated_kprobe"`
-	RequestAllowed         *ebpf.ProgramSpec `ebpf:"request_allowed"`
-	RequestAllowedKprobe   *ebpf.ProgramSpec `ebpf:"request_allowed_kprobe"`
-	RequestDropped         *ebpf.ProgramSpec `ebpf:"request_dropped"`
-	RequestDroppedKprobe   *ebpf.ProgramSpec `ebpf:"request_dropped_kprobe"`
-	RequestFailed          *ebpf.ProgramSpec `ebpf:"request_failed"`
-	RequestFailedKprobe    *ebpf.ProgramSpec `ebpf:"request_failed_kprobe"`
-	RequestRouted3         *ebpf.ProgramSpec `ebpf:"request_routed_3"`
-	RequestRouted4         *ebpf.ProgramSpec `ebpf:"request_routed_4"`
-	RequestRouted5         *ebpf.ProgramSpec `ebpf:"request_routed_5"`
-	RequestRoutedKprobe    *ebpf.ProgramSpec `ebpf:"request_routed_kprobe"`
-	SynAnswered            *ebpf.ProgramSpec `ebpf:"syn_answered"`
-	SynAnsweredKprobe      *ebpf.ProgramSpec `ebpf:"syn_answered_kprobe"`
-	SynArrived             *ebpf.ProgramSpec `ebpf:"syn_arrived"`
-	SynArrivedKprobe       *ebpf.ProgramSpec `ebpf:"syn_arrived_kprobe"`
+	CookieArrived            *ebpf.ProgramSpec `ebpf:"cookie_arrived"`
+	CookieArrivedKprobe      *ebpf.ProgramSpec `ebpf:"cookie_arrived_kprobe"`
+	CookieTaken              *ebpf.ProgramSpec `ebpf:"cookie_taken"`
+	CookieTakenKprobe        *ebpf.ProgramSpec `ebpf:"cookie_taken_kprobe"`
+	FinalAckArrived          *ebpf.ProgramSpec `ebpf:"final_ack_arrived"`
+	FinalAckArrivedKprobe    *ebpf.ProgramSpec `ebpf:"final_ack_arrived_kprobe"`
+	FinalAckTaken5           *ebpf.ProgramSpec `ebpf:"final_ack_taken_5"`
+	FinalAckTaken6           *ebpf.ProgramSpec `ebpf:"final_ack_taken_6"`
+	FinalAckTakenKprobe      *ebpf.ProgramSpec `ebpf:"final_ack_taken_kprobe"`
+	RequestAllocated3        *ebpf.ProgramSpec `ebpf:"request_allocated_3"`
+	RequestAllocatedKprobe   *ebpf.ProgramSpec `ebpf:"request_allocated_kprobe"`
+	RequestAllowed3          *ebpf.ProgramSpec `ebpf:"request_allowed_3"`
+	RequestAllowedKprobe     *ebpf.ProgramSpec `ebpf:"request_allowed_kprobe"`
+	RequestDroppedVoid       *ebpf.ProgramSpec `ebpf:"request_dropped_void"`
+	RequestDroppedVoidKprobe *ebpf.ProgramSpec `ebpf:"request_dropped_void_kprobe"`
+	RequestFailed            *ebpf.ProgramSpec `ebpf:"request_failed"`
+	RequestFailedKprobe      *ebpf.ProgramSpec `ebpf:"request_failed_kprobe"`
+	RequestRouted3           *ebpf.ProgramSpec `ebpf:"request_routed_3"`
+	RequestRouted4           *ebpf.ProgramSpec `ebpf:"request_routed_4"`
+	RequestRouted5           *ebpf.ProgramSpec `ebpf:"request_routed_5"`
+	RequestRoutedKprobe      *ebpf.ProgramSpec `ebpf:"request_routed_kprobe"`
+	SynAnswered              *ebpf.ProgramSpec `ebpf:"syn_answered"`
+	SynAnsweredKprobe        *ebpf.ProgramSpec `ebpf:"syn_answered_kprobe"`
+	SynArrived               *ebpf.ProgramSpec `ebpf:"syn_arrived"`
+	SynArrivedKprobe         *ebpf.ProgramSpec `ebpf:"syn_arrived_kprobe"`
 }
 
 // refusalsMapSpecs contains maps before they are loaded into the kernel.
@@ -190,31 +190,31 @@ type refusalsVariables struct {
 //
 // It can be passed to loadRefusalsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refusalsPrograms struct {
-	CookieArrived          *ebpf.Program `ebpf:"cookie_arrived"`
-	CookieArrivedKprobe    *ebpf.Program `ebpf:"cookie_arrived_kprobe"`
-	CookieTaken            *ebpf.Program `ebpf:"cookie_taken"`
-	CookieTakenKprobe      *ebpf.Program `ebpf:"cookie_taken_kprobe"`
-	FinalAckArrived        *ebpf.Program `ebpf:"final_ack_arrived"`
-	FinalAckArrivedKprobe  *ebpf.Program `ebpf:"final_ack_arrived_kprobe"`
-	FinalAckTaken5         *ebpf.Program `ebpf:"final_ack_taken_5"`
-	FinalAckTaken6         *ebpf.Program `ebpf:"final_ack_taken_6"`
-	FinalAckTakenKprobe    *ebpf.Program `ebpf:"final_ack_taken_kprobe"`
-	RequestAllocated       *ebpf.Program `ebpf:"request_allocated"`
-	RequestAllocatedKprobe *ebpf.Program `ebpf:"request_allocated_kprobe"`
-	RequestAllowed         *ebpf.Program `ebpf:"request_allowed"`
-	RequestAllowedKprobe   *ebpf.Program `ebpf:"request_allowed_kprobe"`
-	RequestDropped         *ebpf.Program `ebpf:"request_dropped"`
-	RequestDroppedKprobe   *ebpf.Program `ebpf:"request_dropped_kprobe"`
-	RequestFailed          *ebpf.Program `ebpf:"request_failed"`
-	RequestFailedKprobe    *ebpf.Program `ebpf:"request_failed_kprobe"`
-	RequestRouted3         *ebpf.Program `ebpf:"request_routed_3"`
-	RequestRouted4         *ebpf.Program `ebpf:"request_routed_4"`
-	RequestRouted5         *ebpf.Program `ebpf:"request_routed_5"`
-	RequestRoutedKprobe    *ebpf.Program `ebpf:"request_routed_kprobe"`
-	SynAnswered            *ebpf.Program `ebpf:"syn_answered"`
-	SynAnsweredKprobe      *ebpf.Program `ebpf:"syn_answered_kprobe"`
-	SynArrived             *ebpf.Program `ebpf:"syn_arrived"`
-	SynArrivedKprobe       *ebpf.Program `ebpf:"syn_arrived_kprobe"`
+	CookieArrived            *ebpf.Program `ebpf:"cookie_arrived"`
+	CookieArrivedKprobe      *ebpf.Program `ebpf:"cookie_arrived_kprobe"`
+	CookieTaken              *ebpf.Program `ebpf:"cookie_taken"`
+	CookieTakenKprobe        *ebpf.Program `ebpf:"cookie_taken_kprobe"`
+	FinalAckArrived          *ebpf.Program `ebpf:"final_ack_arrived"`
+	FinalAckArrivedKprobe    *ebpf.Program `ebpf:"final_ack_arrived_kprobe"`
+	FinalAckTaken5           *ebpf.Program `ebpf:"final_ack_taken_5"`
+	FinalAckTaken6           *ebpf.Program `ebpf:"final_ack_taken_6"`
+	FinalAckTakenKprobe      *ebpf.Program `ebpf:"final_ack_taken_kprobe"`
+	RequestAllocated3        *ebpf.Program `ebpf:"request_allocated_3"`
+	RequestAllocatedKprobe   *ebpf.Program `ebpf:"request_allocated_kprobe"`
+	RequestAllowed3          *ebpf.Program `ebpf:"request_allowed_3"`
+	RequestAllowedKprobe     *ebpf.Program `ebpf:"request_allowed_kprobe"`
+	RequestDroppedVoid       *ebpf.Program `ebpf:"request_dropped_void"`
+	RequestDroppedVoidKprobe *ebpf.Program `ebpf:"request_dropped_void_kprobe"`
+	RequestFailed            *ebpf.Program `ebpf:"request_failed"`
+	RequestFailedKprobe      *ebpf.Program `ebpf:"request_failed_kprobe"`
+	RequestRouted3           *ebpf.Program `ebpf:"request_routed_3"`
+	RequestRouted4           *ebpf.Program `ebpf:"request_routed_4"`
+	RequestRouted5           *ebpf.Program `ebpf:"request_routed_5"`
+	RequestRoutedKprobe      *ebpf.Program `ebpf:"request_routed_kprobe"`
+	SynAnswered              *ebpf.Program `ebpf:"syn_answered"`
+	SynAnsweredKprobe        *ebpf.Program `ebpf:"syn_answered_kprobe"`
+	SynArrived               *ebpf.Program `ebpf:"syn_arrived"`
+	SynArrivedKprobe         *ebpf.Program `ebpf:"syn_arrived_kprobe"`
 }
 
 func (p *refusalsPrograms) Close() error {
@@ -228,12 +228,12 @@ func (p *refusalsPrograms) Close() error {
 		p.FinalAckTaken5,
 		p.FinalAckTaken6,
 		p.FinalAckTakenKprobe,
-		p.RequestAllocated,
+		p.RequestAllocated3,
 		p.RequestAllocatedKprobe,
-		p.RequestAllowed,
+		p.RequestAllowed3,
 		p.RequestAllowedKprobe,
-		p.RequestDropped,
-		p.RequestDroppedKprobe,
+		p.RequestDroppedVoid,
+		p.RequestDroppedVoidKprobe,
 		p.RequestFailed,
 		p.RequestFailedKprobe,
 		p.RequestRouted3,

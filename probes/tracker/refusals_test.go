@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"sockq/probes/scenario"
@@ -339,6 +341,16 @@ func TestFates(t *testing.T) {
 			},
 			drops: counts{"icmp": 1}, ended: counts{"icmp": 1},
 		},
+		"icmp_after_the_listener": { // the request is still there
+			play: func(s *scenario.Stage) {
+				l := s.Listen(5)
+				c := s.Peer().SYN(l.Addr())
+				c.AwaitSYNACK()
+				l.Close()
+				c.Unreachable(1)
+			},
+			drops: counts{"icmp": 1}, ended: counts{"listener_closed": 1},
+		},
 		"expired": {
 			play: func(s *scenario.Stage) {
 				s.NS.Sysctl("net.ipv4.tcp_synack_retries", "0")
@@ -393,6 +405,22 @@ func TestFates(t *testing.T) {
 			},
 			ended: counts{"migrated": 1, "completed": 1},
 		},
+		"migrated_and_expired": { // by the same run of its timer, from 5.14
+			play: func(s *scenario.Stage) {
+				s.NS.Sysctl("net.ipv4.tcp_migrate_req", "1")
+				at := s.Next()
+				member := func() *scenario.Socket {
+					return s.Socket().Option(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1).Bind(at).Listen(5)
+				}
+				first := member()
+				s.Peer().SYN(at).AwaitSYNACK()
+				member()
+				s.NS.Sysctl("net.ipv4.tcp_synack_retries", "0")
+				first.Close()
+				become(s, "sockets", map[string]int64{"LISTEN": 1}, func() map[string]int64 { return socketsOf(s.NS) })
+			},
+			ended: counts{"migrated": 1, "expired": 1},
+		},
 		"abandoned": {
 			play: func(s *scenario.Stage) {
 				l := s.Listen(5)
@@ -403,7 +431,7 @@ func TestFates(t *testing.T) {
 			ended: counts{"completed": 2}, abandoned: 2,
 		},
 	} {
-		if name == "migrated" && !scenario.KernelAtLeast(5, 14) {
+		if strings.HasPrefix(name, "migrated") && !scenario.KernelAtLeast(5, 14) {
 			continue
 		}
 		if name == "policy" && !securedByBPF() {
@@ -438,6 +466,107 @@ func TestFates(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestFatesOfJoins opens an MPTCP connection over two paths: the handshake of the
+// second is completed, but nobody accepts it.
+func TestFatesOfJoins(t *testing.T) {
+	tr := shareHooks(t)
+	if !needsHooks(t, StoryRefusals, StoryHalfOpen) {
+		return
+	}
+	ns := scenario.NewNamespace(t)
+	id := identify(t, ns)
+	ns.Do(func() {
+		if _, err := os.Stat("/proc/sys/net/mptcp/enabled"); err != nil {
+			t.Skip("this kernel has no MPTCP")
+		}
+		if err := mptcpPath([4]byte{127, 0, 0, 2}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	ns.Sysctl("net.mptcp.enabled", "1")
+	l := within(t, ns, unix.AF_INET, 0, unix.IPPROTO_MPTCP)
+	l.must(unix.Bind(l.fd, loopback4(0)), unix.Listen(l.fd, 5))
+	client := within(t, ns, unix.AF_INET, 0, unix.IPPROTO_MPTCP)
+	client.must(unix.Connect(client.fd, l.address()))
+	server := l.accept()
+	// The second path is opened when both know that the other one speaks MPTCP.
+	_, err := unix.Write(client.fd, []byte("data"))
+	client.must(err)
+	ends := func() map[string]uint64 { return fatesOf(t, tr, id).Ended }
+	become(t, "ends of requests", map[string]uint64{"completed": 2}, ends)
+	for _, l := range heard(t, tr, id) {
+		if l.Connections != 1 || l.Accepts != 1 || l.Handshake.Count() != 2 {
+			t.Errorf("%d connections, %d accepted, %d handshakes", l.Connections, l.Accepts, l.Handshake.Count())
+		}
+	}
+	server.close()
+	client.close()
+	l.close()
+	become(t, "ends of requests", map[string]uint64{"completed": 2}, ends)
+	if n := happened(t, tr, id); count(&n, newSynRecv, synRecv) != 2 || count(&n, newSynRecv, closed) != 0 {
+		t.Errorf("transitions are %v", edges(&n))
+	}
+}
+
+// mptcpPath lets connections of the calling thread's namespace open another path,
+// from that address.
+func mptcpPath(from [4]byte) error {
+	const controller = 16 // GENL_ID_CTRL
+	conn, err := netlink.Dial(unix.NETLINK_GENERIC, nil)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	call := func(family uint16, command byte, flags netlink.HeaderFlags, attributes func(*netlink.AttributeEncoder)) ([]netlink.Message, error) {
+		encoder := netlink.NewAttributeEncoder()
+		attributes(encoder)
+		body, err := encoder.Encode()
+		if err != nil {
+			return nil, err
+		}
+		return conn.Execute(netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(family), Flags: netlink.Request | flags},
+			Data:   append([]byte{command, 1, 0, 0}, body...), // struct genlmsghdr
+		})
+	}
+	answers, err := call(controller, unix.CTRL_CMD_GETFAMILY, 0, func(a *netlink.AttributeEncoder) {
+		a.String(unix.CTRL_ATTR_FAMILY_NAME, "mptcp_pm")
+	})
+	if err != nil {
+		return err
+	}
+	decoder, err := netlink.NewAttributeDecoder(answers[0].Data[4:])
+	if err != nil {
+		return err
+	}
+	var family uint16
+	for decoder.Next() {
+		if decoder.Type() == unix.CTRL_ATTR_FAMILY_ID {
+			family = decoder.Uint16()
+		}
+	}
+	// The names of include/uapi/linux/mptcp.h.
+	const (
+		commandAddAddr, commandSetLimits = 1, 5
+		attrAddr, attrSubflows           = 1, 3
+		addrFamily, addr4, addrFlags     = 1, 3, 6
+		flagSubflow                      = 1 << 1
+	)
+	_, err = call(family, commandSetLimits, netlink.Acknowledge, func(a *netlink.AttributeEncoder) { a.Uint32(attrSubflows, 2) })
+	if err != nil {
+		return err
+	}
+	_, err = call(family, commandAddAddr, netlink.Acknowledge, func(a *netlink.AttributeEncoder) {
+		a.Nested(attrAddr, func(a *netlink.AttributeEncoder) error {
+			a.Uint16(addrFamily, unix.AF_INET)
+			a.Bytes(addr4, from[:])
+			a.Uint32(addrFlags, flagSubflow)
+			return nil
+		})
+	})
+	return errors.Join(err, decoder.Err())
 }
 
 // securedByBPF tells whether BPF is among the kernel's security modules: in Debian's

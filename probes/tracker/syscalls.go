@@ -27,7 +27,7 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 		// Without the arrivals nobody could tell that accept() is called in
 		// ways that make no system call return.
 		{StoryAccepts, map[string]string{"accept4": "accept4_returned", "accept": "accept_returned"}, StoryConnections, accepts, []hook{
-			{function: "inet_csk_accept", returns: true, program: "child_accepted"},
+			{function: "inet_csk_accept", returns: true, program: "child_accepted", again: "child_accepted_again"},
 		}},
 		{StoryBacklog, map[string]string{"listen": "listen_returned"}, "", nil, nil},
 		{StoryUnroutable, map[string]string{"connect": "connect_returned"}, StoryConnects, connects, []hook{
@@ -55,6 +55,7 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 			t.untold(err, story.name)
 			continue
 		}
+		before := len(t.closers)
 		var programs []*ebpf.Program
 		var failed error
 		if lacks {
@@ -71,7 +72,7 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 			programs = append(programs, program)
 		}
 		if failed != nil {
-			t.untold(failed, story.name)
+			t.untold(errors.Join(failed, t.takeBack(before)), story.name)
 			continue
 		}
 		if story.name == StoryBacklog && t.tier == TierA { // 6.10+, for listen() by io_uring

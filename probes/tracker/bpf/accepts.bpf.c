@@ -41,13 +41,27 @@ static __always_inline int arrives(struct sock *sk, __u64 child)
 	return 0;
 }
 
-static __always_inline int accepts(struct sock *sk, __u64 child)
+#define ACCEPTED (1ULL << 63) /* in place.arrived */
+
+enum turn { FIRST, AGAIN };
+
+/* From 7.0 a task that takes the CPU from this program keeps others there from being
+ * seen: another one, AGAIN, takes what this one misses. Whichever is met first marks
+ * the child's place; without one only FIRST counts.
+ */
+static __always_inline int accepts(struct sock *sk, __u64 child, enum turn turn)
 {
 	struct listener_counts *l;
 	struct place *place;
-	__u64 now;
+	__u64 now, arrived;
 
 	if (!child || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP) /* DCCP has accept queues, too */
+		return 0;
+	place = find_socket(child);
+	arrived = place ? place->arrived : 0;
+	if (!arrived && turn == AGAIN)
+		return 0;
+	if (arrived && (arrived & ACCEPTED || __sync_val_compare_and_swap(&place->arrived, arrived, arrived | ACCEPTED) != arrived))
 		return 0;
 	l = counts_of(sk);
 	if (!l)
@@ -55,21 +69,20 @@ static __always_inline int accepts(struct sock *sk, __u64 child)
 	now = bpf_ktime_get_ns();
 	add(&l->accepts, 1);
 	l->last_accept = now;
-	place = find_socket(child);
-	if (place && place->arrived)
-		observe(&l->accept_wait, now - place->arrived);
+	if (arrived)
+		observe(&l->accept_wait, now - arrived);
 	return 0;
 }
 
 SEC("fexit/inet_csk_complete_hashdance")
-int BPF_PROG(child_added, struct sock *sk, __u64 child, void *request, int own, void *taken)
+int BPF_PROG(child_added_4, struct sock *sk, __u64 child, void *request, int own, void *taken)
 {
 	return taken ? arrives(sk, child) : 0;
 }
 
 /* With SYN cookies and Fast Open, and for all connections before 5.16. */
 SEC("fexit/inet_csk_reqsk_queue_add")
-int BPF_PROG(child_queued, struct sock *sk, void *request, __u64 child, void *queued)
+int BPF_PROG(child_queued_3, struct sock *sk, void *request, __u64 child, void *queued)
 {
 	return queued ? arrives(sk, child) : 0;
 }
@@ -78,17 +91,23 @@ int BPF_PROG(child_queued, struct sock *sk, void *request, __u64 child, void *qu
 SEC("fexit/inet_csk_accept")
 int BPF_PROG(child_accepted_4, struct sock *sk, int flags, void *err, int kern, __u64 child)
 {
-	return accepts(sk, child);
+	return accepts(sk, child, FIRST);
 }
 
 SEC("fexit/inet_csk_accept")
 int BPF_PROG(child_accepted_2, struct sock *sk, void *arg, __u64 child)
 {
-	return accepts(sk, child);
+	return accepts(sk, child, FIRST);
+}
+
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(child_accepted_again_2, struct sock *sk, void *arg, __u64 child)
+{
+	return accepts(sk, child, AGAIN);
 }
 
 SEC("fexit/__sys_listen_socket")
-int BPF_PROG(listen_succeeded, struct socket *socket, int backlog, int failed)
+int BPF_PROG(listen_succeeded_2, struct socket *socket, int backlog, int failed)
 {
 	struct sock *sk = BPF_CORE_READ(socket, sk), *subflow = sk;
 	struct mptcp_sock *mptcp = (struct mptcp_sock *)sk;

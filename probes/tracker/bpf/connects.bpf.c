@@ -30,7 +30,7 @@ static __always_inline int connect_ends(struct socket *socket, int returned)
 
 /* Before 6.6 MPTCP calls it once more, for the TCP socket. */
 SEC("fexit/__inet_stream_connect")
-int BPF_PROG(connect_ended, struct socket *socket, void *address, int length, int flags, int sends, int returned)
+int BPF_PROG(connect_ended_5, struct socket *socket, void *address, int length, int flags, int sends, int returned)
 {
 	struct sock *sk = socket->sk;
 
@@ -41,7 +41,7 @@ int BPF_PROG(connect_ended, struct socket *socket, void *address, int length, in
 
 /* A security module refuses before the protocol is asked. */
 SEC("fexit/security_socket_connect")
-int BPF_PROG(connect_allowed, struct socket *socket, void *address, int length, int returned)
+int BPF_PROG(connect_allowed_3, struct socket *socket, void *address, int length, int returned)
 {
 	return connect_ends(socket, returned);
 }

@@ -61,11 +61,11 @@ static __always_inline __u64 namespace_id(struct net *net)
  */
 __noinline __u32 bucket_of(__u64 ns)
 {
-	__u64 ticks = ns + ((ns >> 10) * 77324 >> 10);
+	__u64 ticks = ns + ((ns >> 10) * 77324 >> 10) - 1;
 	__u32 bits = 0;
 
-	if (ticks)
-		ticks--;
+	if ((__s64)ns <= 0) /* another CPU's clock may be some ns behind */
+		return 0;
 	for (__u32 half = 32; half; half >>= 1)
 		if (ticks >> half) {
 			ticks >>= half;
@@ -85,7 +85,7 @@ static __always_inline void observe(struct histogram *h, __u64 ns)
 	if (bucket >= HISTOGRAM_BUCKETS)
 		return;
 	add(&h->buckets[bucket], 1);
-	add(&h->sum, (ns + 512) >> 10);
+	add(&h->sum, (__s64)(ns + 512) >> 10);
 }
 
 #endif

@@ -8,6 +8,7 @@
 #include "listeners.h"
 #include "seconds.h"
 #include "sockets.h"
+#include "watch.h"
 #include "registers.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -35,6 +36,15 @@ static __always_inline struct pending *this_pending(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&pendings, &zero);
+}
+
+/* take_pending is what the entry of a function left, which is 0 where it was missed. */
+static __always_inline __u64 take_pending(__u64 *left)
+{
+	__u64 value = *left;
+
+	*left = 0;
+	return value;
 }
 
 static __always_inline struct sock *listener_of(struct request_sock *request)
@@ -75,18 +85,34 @@ static __always_inline int begins(struct request_sock *request)
 
 	if (BPF_CORE_READ(listener, sk_protocol) != IPPROTO_TCP) /* DCCP has requests, too */
 		return 0;
-	count_edge(slot_of_listener(listener), request_begins_edge);
-	begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, HALF_OPEN_ENDS);
+	if (begin_socket((__u64)request, bpf_ktime_get_ns(), TCP_NEW_SYN_RECV, HALF_OPEN_ENDS)) /* else nobody sees its end */
+		count_edge(slot_of_listener(listener), request_begins_edge);
 	return 0;
 }
 
-static __always_inline void count_completed(struct sock *listener, __u64 request, struct place *place)
+/* Who takes a request's place counts its end: accept() on another CPU may free it
+ * before the function returns that put it into the accept queue. A mini-socket may
+ * have left its place at the address of a request that has none.
+ */
+static __always_inline int take_request(__u64 request, struct place *was)
+{
+	return take_socket(request, was) && was->state == TCP_NEW_SYN_RECV;
+}
+
+/* A final ACK is in tcp_check_req on this CPU. */
+static __always_inline int is_checked(__u64 request)
+{
+	struct watch *w = this_watch();
+
+	return w && w->listener && w->request == request;
+}
+
+static __always_inline void count_completed(struct sock *listener, struct place *was)
 {
 	__u32 slot = slot_of_listener(listener);
 	struct listener_counts *l = counts_of(listener);
-	__u64 spent = bpf_ktime_get_ns() - place->since;
+	__u64 spent = bpf_ktime_get_ns() - was->since;
 
-	end_socket(request);
 	count_edge(slot, request_completes_edge);
 	count_end(listener, END_COMPLETED);
 	observe_state(slot, TCP_SYN_RECV, spent);
@@ -96,17 +122,15 @@ static __always_inline void count_completed(struct sock *listener, __u64 request
 
 static __always_inline int completes(struct sock *listener, __u64 request)
 {
-	struct place *place = find_socket(request);
 	struct pending *p = this_pending();
+	struct place was;
 
-	if (!place && p && p->cloned == request) {
+	if (p && p->cloned == request)
 		request = p->clone;
-		place = find_socket(request);
-	}
 	if (p)
 		p->cloned = 0;
-	if (place) /* else of a SYN cookie, or older than the tracker */
-		count_completed(listener, request, place);
+	if (take_request(request, &was)) /* else older than the tracker */
+		count_completed(listener, &was);
 	return 0;
 }
 
@@ -130,37 +154,44 @@ static __always_inline int timer_fires(struct timer_list *timer)
 static __always_inline int migrates(__u64 request, struct request_sock *clone)
 {
 	struct sock *listener = listener_of((struct request_sock *)request);
-	struct place *place = find_socket(request);
 	struct pending *p = this_pending();
-	__u64 since;
+	struct place was;
 
-	if (!place || !clone || !p)
+	if (!p)
 		return 0;
-	since = place->since;
+	p->cloned = 0;
+	if (!clone || !take_request(request, &was))
+		return 0;
 	count_edge(slot_of_listener(listener), request_ends_edge);
 	count_end(listener, END_MIGRATED);
-	end_socket(request);
-	count_edge(slot_of_listener(listener_of(clone)), request_begins_edge);
-	begin_socket((__u64)clone, since, TCP_NEW_SYN_RECV, HALF_OPEN_ENDS);
-	p->cloned = request;
-	p->clone = (__u64)clone;
+	/* The timer that clones it may end it at once. */
+	if (begin_socket((__u64)clone, was.since, TCP_NEW_SYN_RECV, was.arrived))
+		count_edge(slot_of_listener(listener_of(clone)), request_begins_edge);
+	if (is_checked(request)) {
+		p->cloned = request;
+		p->clone = (__u64)clone;
+	}
 	return 0;
 }
 
 static __always_inline int ends(struct request_sock *request)
 {
-	struct place *place = find_socket((__u64)request);
 	struct sock *listener;
+	struct place was;
 	__u32 end, slot;
 
-	if (!place)
+	if (!take_request((__u64)request, &was))
 		return 0;
 	listener = listener_of(request);
-	if (BPF_CORE_READ(request, sk)) { /* accept() was faster than the end of request_completed's function */
-		count_completed(listener, (__u64)request, place);
+	/* accept() was faster than the end of request_completed's function, or it
+	 * adds a path to an MPTCP connection (MP_JOIN), which has no accept queue:
+	 * of others nothing is freed before tcp_check_req returns.
+	 */
+	if (BPF_CORE_READ(request, sk) || is_checked((__u64)request)) {
+		count_completed(listener, &was);
 		return 0;
 	}
-	end = place->arrived;
+	end = was.arrived;
 	if (end != END_DESTROYED && !listens(listener))
 		end = END_LISTENER_CLOSED;
 	if (end == HALF_OPEN_ENDS) /* nobody said why */
@@ -168,8 +199,7 @@ static __always_inline int ends(struct request_sock *request)
 	slot = slot_of_listener(listener);
 	count_edge(slot, request_ends_edge);
 	count_end(listener, end);
-	observe_state(slot, TCP_SYN_RECV, bpf_ktime_get_ns() - place->since);
-	end_socket((__u64)request);
+	observe_state(slot, TCP_SYN_RECV, bpf_ktime_get_ns() - was.since);
 	return 0;
 }
 
@@ -220,12 +250,22 @@ SEC("kretprobe/inet_csk_reqsk_queue_hash_add")
 int BPF_KRETPROBE(request_began_kprobe, __u64 added)
 {
 	struct pending *p = this_pending();
+	__u64 request = p ? take_pending(&p->began) : 0;
 
-	return p && added & 0xff ? begins((struct request_sock *)p->began) : 0;
+	return request && added & 0xff ? begins((struct request_sock *)request) : 0;
+}
+
+SEC("kretprobe/inet_csk_reqsk_queue_hash_add")
+int BPF_KRETPROBE(request_began_void_kprobe)
+{
+	struct pending *p = this_pending();
+	__u64 request = p ? take_pending(&p->began) : 0;
+
+	return request ? begins((struct request_sock *)request) : 0;
 }
 
 SEC("fexit/inet_csk_complete_hashdance")
-int BPF_PROG(request_completed, struct sock *sk, void *child, __u64 request, int own, void *taken)
+int BPF_PROG(request_completed_4, struct sock *sk, void *child, __u64 request, int own, void *taken)
 {
 	return taken ? completes(sk, request) : 0;
 }
@@ -246,8 +286,9 @@ SEC("kretprobe/inet_csk_complete_hashdance")
 int BPF_KRETPROBE(request_completed_kprobe, void *taken)
 {
 	struct pending *p = this_pending();
+	__u64 request = p ? take_pending(&p->completed) : 0;
 
-	return p && taken ? completes((struct sock *)p->listener, p->completed) : 0;
+	return request && taken ? completes((struct sock *)p->listener, request) : 0;
 }
 
 SEC("kprobe/reqsk_timer_handler")
@@ -276,8 +317,9 @@ SEC("kretprobe/inet_reqsk_clone")
 int BPF_KRETPROBE(request_cloned_kprobe, struct request_sock *clone)
 {
 	struct pending *p = this_pending();
+	__u64 request = p ? take_pending(&p->cloned) : 0;
 
-	return p ? migrates(p->cloned, clone) : 0;
+	return request ? migrates(request, clone) : 0;
 }
 
 SEC("kprobe/tcp_v4_reqsk_destructor")
@@ -305,7 +347,7 @@ int BPF_PROG(socket_aborted, struct request_sock *request)
 }
 
 SEC("fexit/inet_reqsk_clone")
-int BPF_PROG(request_cloned, __u64 request, void *listener, struct request_sock *clone)
+int BPF_PROG(request_cloned_2, __u64 request, void *listener, struct request_sock *clone)
 {
 	return migrates(request, clone);
 }

@@ -37,11 +37,15 @@ static __always_inline void mark_request(__u64 request, enum half_open_end end)
 		place->arrived = end;
 }
 
-/* tcp_req_err frees the request before it returns. */
+/* tcp_req_err frees the request before it returns. Requests outlive their listener. */
 static __always_inline int icmp_begins(struct request_sock *request)
 {
+	struct watch *w = this_watch();
+
 	mark_request((__u64)request, END_ICMP);
-	return watch_begins(BPF_CORE_READ(request, __req_common.skc_listener), (__u64)request);
+	if (w)
+		begin_watch(w, BPF_CORE_READ(request, __req_common.skc_listener), 0);
+	return 0;
 }
 
 static __always_inline int syn_begins(struct sock *sk)
@@ -211,7 +215,7 @@ int BPF_KRETPROBE(syn_answered_kprobe)
 }
 
 SEC("fexit/inet_reqsk_alloc")
-int BPF_PROG(request_allocated, void *ops, void *listener, int attach, void *request)
+int BPF_PROG(request_allocated_3, void *ops, void *listener, int attach, void *request)
 {
 	return request ? 0 : found(DROP_NO_MEMORY);
 }
@@ -223,7 +227,7 @@ int BPF_KRETPROBE(request_allocated_kprobe, void *request)
 }
 
 SEC("fexit/security_inet_conn_request")
-int BPF_PROG(request_allowed, void *sk, void *skb, void *request, int refused)
+int BPF_PROG(request_allowed_3, void *sk, void *skb, void *request, int refused)
 {
 	return refused ? found(DROP_POLICY) : 0;
 }
@@ -328,13 +332,13 @@ int BPF_KPROBE(request_failed_kprobe, struct request_sock *request)
 }
 
 SEC("fexit/tcp_req_err")
-int BPF_PROG(request_dropped)
+int BPF_PROG(request_dropped_void)
 {
 	return icmp_ends();
 }
 
 SEC("kretprobe/tcp_req_err")
-int BPF_KRETPROBE(request_dropped_kprobe)
+int BPF_KRETPROBE(request_dropped_void_kprobe)
 {
 	return icmp_ends();
 }

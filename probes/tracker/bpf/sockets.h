@@ -14,7 +14,7 @@
 
 struct place {
 	__u64 since;	/* bpf_ktime_get_ns of the last change of state */
-	__u64 arrived;	/* in an accept queue; 0: not a listener's child */
+	__u64 arrived;	/* in an accept queue; 0: not a listener's child; top bit: accepted */
 	__u32 state;
 	__u32 waits_as; /* the state of the mini-socket that takes over; 0: none */
 };
@@ -62,14 +62,16 @@ static __always_inline struct place *find_socket(__u64 sk)
 	return i < PLACES ? &b->places[i] : NULL;
 }
 
-/* A place that the socket's predecessor at the same address left is taken over. */
-static __always_inline void begin_socket(__u64 sk, __u64 now, __u32 state, __u64 arrived)
+/* A place that the socket's predecessor at the same address left is taken over.
+ * False where there is none.
+ */
+static __always_inline int begin_socket(__u64 sk, __u64 now, __u32 state, __u64 arrived)
 {
 	struct sockets_bucket *b = bucket_of_socket(sk);
 	__u32 i;
 
 	if (!b)
-		return;
+		return 0;
 	i = find_place(b, sk);
 	if (i >= PLACES)
 		for (i = 0; i < PLACES; i++)
@@ -77,12 +79,13 @@ static __always_inline void begin_socket(__u64 sk, __u64 now, __u32 state, __u64
 				break;
 	if (i >= PLACES) {
 		lose(LOST_SOCKETS);
-		return;
+		return 0;
 	}
 	b->places[i].since = now;
 	b->places[i].arrived = arrived;
 	b->places[i].state = state;
 	b->places[i].waits_as = 0;
+	return 1;
 }
 
 static __always_inline void end_socket(__u64 sk)
@@ -95,6 +98,21 @@ static __always_inline void end_socket(__u64 sk)
 	i = find_place(b, sk);
 	if (i < PLACES)
 		*(volatile __u64 *)&b->sk[i] = 0;
+}
+
+/* take_socket ends it for one alone of those that may end it at the same time. */
+static __always_inline int take_socket(__u64 sk, struct place *was)
+{
+	struct sockets_bucket *b = bucket_of_socket(sk);
+	__u32 i;
+
+	if (!b)
+		return 0;
+	i = find_place(b, sk);
+	if (i >= PLACES)
+		return 0;
+	*was = b->places[i];
+	return __sync_val_compare_and_swap(&b->sk[i], sk, 0) == sk;
 }
 
 #endif

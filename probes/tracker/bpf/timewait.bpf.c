@@ -122,17 +122,16 @@ static __always_inline int process_ends(void)
 
 static __always_inline int ends(__u64 tw)
 {
-	struct place *place = find_socket(tw);
+	struct place was = {};
+	int known = take_socket(tw, &was);
 	__u32 slot, state = state_of(tw);
 
-	if (!place && !is_tcp(tw))
+	if (!known && !is_tcp(tw))
 		return 0;
 	slot = slot_of_waiting(tw);
 	count_edge(slot, state == TCP_TIME_WAIT ? ends_edge : orphan_ends_edge);
-	if (!place)
-		return 0;
-	leaves(slot, place, state, bpf_ktime_get_ns());
-	end_socket(tw);
+	if (known)
+		leaves(slot, &was, state, bpf_ktime_get_ns());
 	return 0;
 }
 
