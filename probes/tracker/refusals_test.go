@@ -573,7 +573,7 @@ func mptcpPath(from [4]byte) error {
 // it is by default since 6.1.
 func securedByBPF() bool {
 	modules, _ := os.ReadFile("/sys/kernel/security/lsm")
-	return os.Getenv("SOCKQ_TEST_GUEST") != "" || slices.Contains(strings.Split(string(modules), ","), "bpf")
+	return os.Getenv("SOCKQ_TEST_GUEST") != "" && scenario.KernelAtLeast(6, 1) || slices.Contains(strings.Split(string(modules), ","), "bpf")
 }
 
 // forbid is a security module until the test ends: it refuses where its instructions
