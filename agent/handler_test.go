@@ -137,7 +137,7 @@ func fullSnapshot() *probes.Snapshot {
 		},
 		Processes: []probes.Process{{
 			Namespace: "host", PodNamespace: "shop", Pod: "web-0", Process: "nginx", Processes: 2,
-			CloseWait: 24, OldestCloseWait: 25 * time.Second, FinWait2: 26, OldestFinWait2: 27 * time.Second,
+			CloseWait: 24, OldestCloseWait: 25 * time.Second, FinWait2: 26, OldestFinWait2: 27 * time.Second, QueuesKnown: true,
 			Queues:          [census.Directions]census.Queues{{ReceiveBytes: 28, SendBytes: 29, ReceiveMaxBytes: 30, SendMaxBytes: 31}},
 			ReceiveMaxKnown: [census.Directions]bool{true}, SendMaxKnown: [census.Directions]bool{true},
 		}},

@@ -82,7 +82,7 @@ type processDoc struct {
 	CloseWaitOldestSeconds float64              `json:"close_wait_oldest_seconds,omitempty"`
 	FinWait2               uint64               `json:"fin_wait2,omitempty"`
 	FinWait2OldestSeconds  float64              `json:"fin_wait2_oldest_seconds,omitempty"`
-	Queues                 map[string]queuesDoc `json:"queues"` // by direction
+	Queues                 map[string]queuesDoc `json:"queues,omitempty"` // by direction
 }
 
 type queuesDoc struct {
@@ -425,8 +425,11 @@ func newProcessDoc(p *probes.Process) processDoc {
 		Netns: p.Namespace, Process: p.Process, Processes: p.Processes,
 		CloseWait: p.CloseWait, CloseWaitOldestSeconds: p.OldestCloseWait.Seconds(),
 		FinWait2: p.FinWait2, FinWait2OldestSeconds: p.OldestFinWait2.Seconds(),
-		Queues: make(map[string]queuesDoc, census.Directions),
 	}
+	if !p.QueuesKnown {
+		return doc
+	}
+	doc.Queues = make(map[string]queuesDoc, census.Directions)
 	for d, q := range p.Queues {
 		doc.Queues[census.Direction(d).String()] = queuesDoc{
 			q.ReceiveBytes, q.SendBytes,

@@ -58,7 +58,7 @@ func full() *probes.Snapshot {
 	}
 	process := probes.Process{
 		Namespace: "host", PodNamespace: "shop", Pod: "web-0", Process: "nginx", Processes: 3,
-		CloseWait: 45, OldestCloseWait: 46 * time.Second, FinWait2: 47, OldestFinWait2: 48 * time.Second,
+		CloseWait: 45, OldestCloseWait: 46 * time.Second, FinWait2: 47, OldestFinWait2: 48 * time.Second, QueuesKnown: true,
 		ReceiveMaxKnown: [census.Directions]bool{true, true}, SendMaxKnown: [census.Directions]bool{true, true},
 	}
 	for d := range process.Queues {

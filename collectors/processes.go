@@ -12,10 +12,10 @@ var processColumns = func() (out columns[probes.Process]) {
 	}
 	for d := range census.Directions {
 		add(catalogue.ReceiveQueueBytes, func(p *probes.Process) (float64, bool) {
-			return float64(p.Queues[d].ReceiveBytes), true
+			return float64(p.Queues[d].ReceiveBytes), p.QueuesKnown
 		}, d.String())
 		add(catalogue.SendQueueBytes, func(p *probes.Process) (float64, bool) {
-			return float64(p.Queues[d].SendBytes), true
+			return float64(p.Queues[d].SendBytes), p.QueuesKnown
 		}, d.String())
 		add(catalogue.ReceiveQueueMaxBytes, func(p *probes.Process) (float64, bool) {
 			return float64(p.Queues[d].ReceiveMaxBytes), p.ReceiveMaxKnown[d]

@@ -94,7 +94,6 @@ type owners struct {
 	mu        sync.Mutex          // what follows
 	listeners map[uint64]*holding // by the number of the socket's inode
 	processes []census.Process
-	known     bool // processes were read
 }
 
 // holding is who has a listening socket open.
@@ -119,25 +118,28 @@ func (o *owners) find(r *census.Listener) (Owner, bool) {
 	return h.owner, true
 }
 
-// read looks who has which socket open. A reading that comes too soon after a
-// costly one is left out.
+// rests tells whether a reading would come too soon after a costly one.
+func (o *owners) rests() bool {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	return time.Now().Before(o.next)
+}
+
+// read looks who has which socket open.
 func (o *owners) read(ctx context.Context, namespaces []census.Namespace, listeners []census.Listener) error {
 	o.reading.Lock()
 	defer o.reading.Unlock()
-	start := time.Now()
-	switch {
-	case o.closed:
+	if o.closed {
 		return errClosed
-	case start.Before(o.next):
-		return nil
 	}
+	start := time.Now()
 	holders, processes, err := o.holding(ctx, namespaces, listeners)
 	if err != nil {
 		return err
 	}
 	o.resolve(holders, listeners)
 	o.mu.Lock()
-	o.processes, o.known = processes, o.holders != nil
+	o.processes = processes
 	o.mu.Unlock()
 	end := time.Now()
 	o.next = end.Add(o.rest * end.Sub(start))
@@ -201,8 +203,9 @@ func (o *owners) resolve(holders map[uint64][]census.ListenerHolder, listeners [
 			continue
 		}
 		o.mu.Lock()
-		h := o.listeners[socket]
+		before := o.listeners[socket]
 		o.mu.Unlock()
+		h := before
 		if h == nil || now.Sub(h.asked) >= believeOwner || !slices.Equal(h.by, holders[socket]) || h.who.Container != "" && h.who.Pod == "" {
 			h = &holding{by: holders[socket]}
 			if len(h.by) > 0 {
@@ -212,6 +215,9 @@ func (o *owners) resolve(holders map[uint64][]census.ListenerHolder, listeners [
 					pids[i] = h.by[i].PID
 				}
 				h.who = o.finder.Of(pids)
+				if before != nil && h.who.Pod == "" && h.who.Container == before.who.Container { // nobody answered
+					h.who.ContainerName, h.who.Namespace, h.who.Pod = before.who.ContainerName, before.who.Namespace, before.who.Pod
+				}
 				h.owner = labelsOf(&h.who)
 			}
 		}
@@ -302,7 +308,7 @@ func (p *Probes) openOwners() error {
 
 // readOwners looks whose the sockets are.
 func (p *Probes) readOwners(ctx context.Context) error {
-	if p.owners == nil {
+	if p.owners == nil || p.owners.rests() {
 		return nil
 	}
 	return p.read(SourceOwners, func() error {
@@ -320,8 +326,8 @@ func (p *Probes) readOwners(ctx context.Context) error {
 }
 
 // addOwners adds to the listeners of a Snapshot who their owners are in full, and
-// whose clients gave up.
-func (p *Probes) addOwners(s *Snapshot) {
+// whose clients gave up. It returns the pods that have a namespace of their own.
+func (p *Probes) addOwners(s *Snapshot) map[identity]owner.Owner {
 	type port struct {
 		id     identity
 		number uint16
@@ -331,16 +337,20 @@ func (p *Probes) addOwners(s *Snapshot) {
 		places[s.Listeners[i].ID] = i
 	}
 	sets := make(map[port]uint64) // whose the port is; 0: of several
+	pods := make(map[identity]owner.Owner)
 	for _, socket := range p.ledger.sockets {
 		if socket.set == nil {
 			continue
 		}
 		r := &socket.listener
 		l := &s.Listeners[places[socket.set.ID]]
+		id := identity{r.Inode, r.NetnsCookie}
 		if p.owners != nil && socket.set.own && l.Who.PID == 0 {
-			l.Who = p.owners.who(r.Socket)
+			if l.Who = p.owners.who(r.Socket); l.Who.Pod != "" && !l.Who.HostNetwork {
+				pods[id] = l.Who
+			}
 		}
-		at := port{identity{r.Inode, r.NetnsCookie}, r.Address.Port()}
+		at := port{id, r.Address.Port()}
 		if id, ok := sets[at]; ok && id != socket.set.ID || !socket.set.own {
 			sets[at] = 0
 		} else {
@@ -350,7 +360,7 @@ func (p *Probes) addOwners(s *Snapshot) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.counted == nil {
-		return
+		return pods
 	}
 	for _, id := range sets {
 		if id != 0 {
@@ -362,24 +372,17 @@ func (p *Probes) addOwners(s *Snapshot) {
 			s.Listeners[places[id]].GaveUp += g.Connections
 		}
 	}
+	return pods
 }
 
 // addProcesses adds the processes with their connections, and the pods that
 // namespaces belong to.
-func (p *Probes) addProcesses(s *Snapshot) {
+func (p *Probes) addProcesses(s *Snapshot, pods map[identity]owner.Owner) {
 	var list []census.Process
-	pods := make(map[identity]owner.Owner)
 	if p.owners != nil {
 		p.owners.mu.Lock()
 		list = p.owners.processes
 		p.owners.mu.Unlock()
-		p.listeners.Lock()
-		for _, socket := range p.ledger.sockets {
-			if who := p.owners.who(socket.listener.Socket); who.Pod != "" && !who.HostNetwork {
-				pods[identity{socket.listener.Inode, socket.listener.NetnsCookie}] = who
-			}
-		}
-		p.listeners.Unlock()
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]

@@ -619,14 +619,14 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	s.Lost["listeners_gone"] = p.ledger.nobodys
 	s.Lost["listeners_evicted"] = p.ledger.evicted
 	forgiven := p.ledger.forgiven
-	p.addOwners(s)
+	pods := p.addOwners(s)
 	p.listeners.Unlock()
 
 	p.mu.Lock()
 	counted, boundKnown := p.counted, p.boundKnown
 	p.mu.Unlock()
 	s.Namespaces = p.registry.snapshot(counted, boundKnown)
-	p.addProcesses(s)
+	p.addProcesses(s, pods)
 	p.addTracked(s)
 	if p.tracked != nil {
 		s.Lost["tracked_accepts"] += forgiven

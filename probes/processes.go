@@ -17,7 +17,8 @@ const keepProcess = 5 * time.Minute
 type processes struct {
 	max     int
 	own     map[processLabels]time.Time // and when there was last something to tell
-	overCap uint64
+	over    int                         // in the last Snapshot
+	overCap uint64                      // names that were put under Other
 }
 
 type processLabels struct{ namespace, process string }
@@ -31,7 +32,6 @@ func (p *processes) name(l processLabels, now time.Time) string {
 			}
 		}
 		if len(p.own) >= p.max {
-			p.overCap++
 			return Other
 		}
 	}
@@ -49,17 +49,25 @@ func (p *processes) join(list []census.Process, namespaces []Namespace, name fun
 		}
 		return rows[l]
 	}
+	over := make(map[processLabels]struct{})
 	for i := range list {
 		c := &list[i]
-		namespace := name(c.Inode, c.NetnsCookie)
-		row(processLabels{namespace, p.name(processLabels{namespace, c.Comm}, now)}).add(c)
+		label := processLabels{name(c.Inode, c.NetnsCookie), c.Comm}
+		shown := processLabels{label.namespace, p.name(label, now)}
+		if shown != label {
+			over[label] = struct{}{}
+		}
+		row(shown).add(c)
 	}
+	p.overCap += uint64(max(0, len(over)-p.over))
+	p.over = len(over)
 	named := slices.Collect(maps.Values(rows))
 	pods := make(map[string]*Namespace)
 	for i := range namespaces {
 		n := &namespaces[i]
 		if n.SocketsKnown {
-			row(processLabels{namespace: n.Name}).Queues = n.Queues
+			rest := row(processLabels{namespace: n.Name})
+			rest.Queues, rest.QueuesKnown = n.Queues, true
 		}
 		pods[n.Name] = n
 	}
@@ -74,7 +82,7 @@ func (p *processes) join(list []census.Process, namespaces []Namespace, name fun
 			r.PodNamespace, r.Pod = n.PodNamespace, n.Pod
 		}
 		for d, q := range r.Queues {
-			known := r.Namespace != Other
+			known := r.QueuesKnown && r.Namespace != Other
 			r.ReceiveMaxKnown[d] = known && (r.Process != "" || q.ReceiveMaxBytes > 0 || q.ReceiveBytes == 0)
 			r.SendMaxKnown[d] = known && (r.Process != "" || q.SendMaxBytes > 0 || q.SendBytes == 0)
 		}
@@ -95,6 +103,7 @@ func (p *Process) add(c *census.Process) {
 	if !c.QueuesKnown {
 		return
 	}
+	p.QueuesKnown = true
 	for d := range p.Queues {
 		q, more := &p.Queues[d], &c.Queues[d]
 		q.ReceiveBytes += more.ReceiveBytes

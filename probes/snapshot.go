@@ -172,8 +172,9 @@ type Process struct {
 	// FinWait2 those that it has closed and the peer has not.
 	CloseWait, FinWait2             uint64
 	OldestCloseWait, OldestFinWait2 time.Duration // at least
-	// Queues sum up those of the processes. The maxima of "" are unknown where a
+	// Queues sum up those of the processes, where QueuesKnown. The maxima of "" are unknown where a
 	// process has a connection as full.
+	QueuesKnown                   bool
 	Queues                        [census.Directions]census.Queues
 	ReceiveMaxKnown, SendMaxKnown [census.Directions]bool
 }
