@@ -384,6 +384,13 @@ func TestUnknownIsAbsent(t *testing.T) {
 			func(s *probes.Snapshot) { s.Listeners[0].Verdicts &^= 1 << diagnose.Burst },
 			[]string{`sockq_listener_verdict{address="0.0.0.0:80",container="front",namespace="shop",netns="host",pod="web-0",process="nginx",verdict="burst"}`},
 		},
+		"queues of a process not counted": {
+			func(s *probes.Snapshot) {
+				p := &s.Processes[0]
+				p.QueuesKnown, p.ReceiveMaxKnown, p.SendMaxKnown = false, [census.Directions]bool{}, [census.Directions]bool{}
+			},
+			[]string{"sockq_tcp_receive_queue_", "sockq_tcp_send_queue_"},
+		},
 		"transitions not tracked": {
 			func(s *probes.Snapshot) { s.Namespaces[0].TransitionsKnown = false },
 			[]string{"sockq_tcp_transitions_total", "sockq_tcp_unexpected_transitions_total"},
@@ -523,6 +530,24 @@ func TestOther(t *testing.T) {
 	}
 	if n := len(lines(page, "sockq_tcp_sockets{")); n != 2*len(tcpstate.All) {
 		t.Errorf("%d series of states for two namespaces", n)
+	}
+}
+
+// What no process has open is no process', and without a leak nothing is oldest.
+func TestProcesses(t *testing.T) {
+	s := full()
+	s.Processes[0].CloseWait = 0
+	rest := s.Processes[0]
+	rest.Process = ""
+	s.Processes = append(s.Processes, rest)
+	page := text(t, New(&fixed{snapshot: s}))
+	for prefix, want := range map[string]int{
+		"sockq_process_close_wait_sockets{": 1, "sockq_process_close_wait_oldest_seconds{": 0, "sockq_process_fin_wait2_oldest_seconds{": 1,
+		"sockq_tcp_receive_queue_bytes{": 4, `sockq_tcp_receive_queue_bytes{direction="inbound",namespace="shop",netns="host",pod="web-0"} 1001`: 1,
+	} {
+		if got := lines(page, prefix); len(got) != want {
+			t.Errorf("%s: %q, want %d", prefix, got, want)
+		}
 	}
 }
 
