@@ -142,15 +142,8 @@ func (l *ledger) place(e *tracker.Listener) *set {
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}
 	// Nobody knows whose it was: the youngest series of the address is it.
-	exists, name := l.exists(r.Inode, r.NetnsCookie), l.name(r.Inode, r.NetnsCookie)
-	var youngest *set
-	for _, s := range l.all {
-		if s.own && s.Inode == r.Inode && s.cookie == r.NetnsCookie && s.Address == address(&r) &&
-			(!exists || s.Namespace == name) && (youngest == nil || s.ID > youngest.ID) {
-			youngest = s
-		}
-	}
-	if youngest != nil || !exists {
+	youngest, exists := l.youngest[place{r.Inode, r.NetnsCookie, address(&r)}], l.exists(r.Inode, r.NetnsCookie)
+	if !exists || youngest != nil && youngest.Namespace == l.name(r.Inode, r.NetnsCookie) {
 		return youngest
 	}
 	brief := &socket{listener: r}

@@ -57,7 +57,9 @@ type ledger struct {
 	sockets map[uint64]*socket // by census.Listener.Key
 	crowd   map[labels]int     // sockets of each address that went under Other
 	many    map[labels]int     // sockets of each owner, whose address is ""
-	past    map[life]ended     // sockets that were lost sight of
+	// The youngest set with labels of its own at each place.
+	youngest map[place]*set
+	past     map[life]ended // sockets that were lost sight of
 	// What the tracker counts, by tracker.Listener.Key; knows what it can.
 	arrivals map[uint64]*arrival
 	knows    knowledge
@@ -79,6 +81,15 @@ type labels struct {
 	namespace, address string
 	owner              Owner
 }
+
+// place is where a set listens.
+type place struct {
+	inode   uint32
+	cookie  uint64
+	address string
+}
+
+func (s *set) place() place { return place{s.Inode, s.cookie, s.Address} }
 
 // set is the sockets behind one pair of labels.
 type set struct {
@@ -135,6 +146,7 @@ func newLedger(interval time.Duration, max int) *ledger {
 		sockets:  make(map[uint64]*socket),
 		crowd:    make(map[labels]int),
 		many:     make(map[labels]int),
+		youngest: make(map[place]*set),
 		past:     make(map[life]ended),
 		arrivals: make(map[uint64]*arrival),
 	}
@@ -367,6 +379,7 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 	}
 	if own {
 		l.owned++
+		l.youngest[s.place()] = s
 		s.history = diagnose.New(l.window, l.observation(s))
 	}
 	l.sets[key] = s
@@ -378,6 +391,9 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 func (l *ledger) remove(s *set) {
 	delete(l.sets, s.labels)
 	if s.own {
+		if at := s.place(); l.youngest[at] == s {
+			delete(l.youngest, at)
+		}
 		l.owned--
 		if !s.Live && !s.vanished.IsZero() {
 			l.waiting--
