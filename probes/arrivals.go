@@ -76,7 +76,7 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		}
 		// Whose key is its labels stands for sockets that may be there or not: it
 		// is as long as something happens. When it is made it has no labels yet.
-		if e.ByLabels && expected && a.set == nil {
+		if e.ByLabels && expected && a.set == nil && !l.unasked {
 			a.set = l.place(e)
 		}
 		if a.live = s != nil || e.ByLabels && a.set != nil && *e != a.seen; a.live {
@@ -142,7 +142,10 @@ func (l *ledger) place(e *tracker.Listener) *set {
 		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
 	}
 	// Nobody knows whose it was: the youngest series of the address is it.
-	youngest, exists := l.youngest[place{r.Inode, r.NetnsCookie, address(&r)}], l.exists(r.Inode, r.NetnsCookie)
+	exists, youngest := l.exists(r.Inode, r.NetnsCookie), l.youngest[place{r.Inode, r.NetnsCookie, address(&r)}]
+	if youngest == nil && r.Address.Port() >= firstHighPort {
+		youngest = l.youngest[place{r.Inode, r.NetnsCookie, sharedAddress(&r)}]
+	}
 	if !exists || youngest != nil && youngest.Namespace == l.name(r.Inode, r.NetnsCookie) {
 		return youngest
 	}

@@ -56,7 +56,7 @@ type ledger struct {
 	sorted  bool               // all is
 	sockets map[uint64]*socket // by census.Listener.Key
 	crowd   map[labels]int     // sockets of each address that went under Other
-	many    map[labels]int     // sockets of each owner, whose address is ""
+	many    map[labels]int     // sets of each owner, whose address is ""
 	// The youngest set with labels of its own at each place.
 	youngest map[place]*set
 	past     map[life]ended // sockets that were lost sight of
@@ -81,6 +81,9 @@ type labels struct {
 	namespace, address string
 	owner              Owner
 }
+
+// crew are the labels of all that is an owner's.
+func (k labels) crew() labels { return labels{namespace: k.namespace, owner: k.owner} }
 
 // place is where a set listens.
 type place struct {
@@ -321,12 +324,10 @@ func (l *ledger) drop(now time.Time) {
 func (l *ledger) assign(s *socket, r *census.Listener) {
 	namespace := l.name(r.Inode, r.NetnsCookie)
 	owner, _ := l.owner(r)
-	crew := labels{namespace: namespace, owner: owner}
 	s.labels = labels{namespace, address(r), owner}
-	if l.collapse.shares(r, owner, l.many[crew]) {
+	if l.sets[s.labels] == nil && l.collapse.shares(r, owner, l.many[s.labels.crew()]) {
 		s.labels.address = sharedAddress(r)
 	}
-	l.many[crew]++
 	key, own := s.labels, true
 	if l.sets[key] == nil && (namespace == Other || l.crowd[key] > 0 || !l.room()) {
 		if l.crowd[key] == 0 {
@@ -379,6 +380,7 @@ func (l *ledger) begin(key labels, inode uint32, cookie uint64, own bool) *set {
 	}
 	if own {
 		l.owned++
+		l.many[key.crew()]++
 		l.youngest[s.place()] = s
 		s.history = diagnose.New(l.window, l.observation(s))
 	}
@@ -394,6 +396,7 @@ func (l *ledger) remove(s *set) {
 		if at := s.place(); l.youngest[at] == s {
 			delete(l.youngest, at)
 		}
+		less(l.many, s.labels.crew())
 		l.owned--
 		if !s.Live && !s.vanished.IsZero() {
 			l.waiting--
@@ -434,19 +437,17 @@ func (l *ledger) remember(r *census.Listener) uint32 {
 
 // leave takes a socket out of its set; what it counted there stays.
 func (l *ledger) leave(s *socket) {
-	if s.set == nil {
-		return
-	}
-	less := func(counts map[labels]int, key labels) {
-		if counts[key]--; counts[key] <= 0 {
-			delete(counts, key)
-		}
-	}
-	less(l.many, labels{namespace: s.labels.namespace, owner: s.labels.owner})
-	if !s.set.own {
+	if s.set != nil && !s.set.own {
 		less(l.crowd, s.labels)
 	}
 	s.set = nil
+}
+
+// less takes one from a count.
+func less(counts map[labels]int, key labels) {
+	if counts[key]--; counts[key] <= 0 {
+		delete(counts, key)
+	}
 }
 
 // listening are the sockets that the last sample met.
@@ -462,12 +463,19 @@ func (l *ledger) listening() []census.Listener {
 // belong to somebody else: labels are frozen when a series starts. What is in
 // Other stays there.
 func (l *ledger) reown() {
+	left := make(map[*set]struct{})
 	for _, s := range l.sockets {
 		if s.set == nil || !s.set.own {
 			continue
 		}
 		if owner, _ := l.owner(&s.listener); owner != s.labels.owner && owner != (Owner{}) {
+			left[s.set] = struct{}{}
 			l.leave(s)
+		}
+	}
+	for _, a := range l.arrivals { // others are joined by their sockets
+		if _, ok := left[a.set]; ok && a.seen.ByLabels {
+			a.set = nil
 		}
 	}
 }

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -94,6 +97,7 @@ type owners struct {
 	mu        sync.Mutex          // what follows
 	listeners map[uint64]*holding // by the number of the socket's inode
 	processes []census.Process
+	pods      map[identity]owner.Owner // that a namespace belongs to, the first that was found
 }
 
 // holding is who has a listening socket open.
@@ -134,15 +138,16 @@ func (o *owners) read(ctx context.Context, namespaces []census.Namespace, listen
 	}
 	start := time.Now()
 	holders, processes, err := o.holding(ctx, namespaces, listeners)
+	end := time.Now() // what follows waits for others
+	o.next = end.Add(o.rest * end.Sub(start))
+	o.mu.Lock()
+	o.processes = processes // what is old is wrong
+	o.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	o.resolve(holders, listeners)
-	o.mu.Lock()
-	o.processes = processes
-	o.mu.Unlock()
-	end := time.Now()
-	o.next = end.Add(o.rest * end.Sub(start))
+	o.findPods(namespaces, listeners)
 	return nil
 }
 
@@ -182,13 +187,20 @@ func (o *owners) scan(listeners []census.Listener) (map[uint64][]census.Listener
 	}
 	o.mu.Unlock()
 	found, err := o.finder.Scan(strangers)
-	if errors.Is(err, owner.ErrIncomplete) { // the next one goes on
-		err = nil
-	}
 	for socket, pids := range found {
 		for _, pid := range pids {
 			holders[socket] = append(holders[socket], census.ListenerHolder{Socket: socket, PID: pid})
 		}
+	}
+	if errors.Is(err, owner.ErrIncomplete) { // the next one goes on, until then it is as before
+		o.mu.Lock()
+		for socket := range strangers {
+			if h := o.listeners[socket]; h != nil && holders[socket] == nil {
+				holders[socket] = h.by
+			}
+		}
+		o.mu.Unlock()
+		err = nil
 	}
 	return holders, err
 }
@@ -206,10 +218,13 @@ func (o *owners) resolve(holders map[uint64][]census.ListenerHolder, listeners [
 		before := o.listeners[socket]
 		o.mu.Unlock()
 		h := before
-		if h == nil || now.Sub(h.asked) >= believeOwner || !slices.Equal(h.by, holders[socket]) || h.who.Container != "" && h.who.Pod == "" {
+		same := h != nil && now.Sub(h.asked) < believeOwner && slices.Equal(h.by, holders[socket])
+		if !same || h.who.Container != "" && h.who.Pod == "" {
 			h = &holding{by: holders[socket]}
 			if len(h.by) > 0 {
-				h.asked = now
+				if h.asked = now; same { // it is only about the pod
+					h.asked = before.asked
+				}
 				pids := make([]uint32, len(h.by))
 				for i := range h.by {
 					pids[i] = h.by[i].PID
@@ -226,6 +241,32 @@ func (o *owners) resolve(holders map[uint64][]census.ListenerHolder, listeners [
 	o.mu.Lock()
 	o.listeners = resolved
 	o.mu.Unlock()
+}
+
+// findPods finds whose the network namespaces are: of the pods whose processes listen
+// there the one with the lowest PID. It stays so for as long as there is the
+// namespace.
+func (o *owners) findPods(namespaces []census.Namespace, listeners []census.Listener) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	found := make(map[identity]owner.Owner)
+	for i := range listeners {
+		h, id := o.listeners[listeners[i].Socket], identity{listeners[i].Inode, listeners[i].NetnsCookie}
+		if h == nil || h.who.Pod == "" || h.who.HostNetwork {
+			continue
+		}
+		if before, ok := found[id]; !ok || h.who.PID < before.PID {
+			found[id] = h.who
+		}
+	}
+	maps.Copy(found, o.pods)
+	o.pods = make(map[identity]owner.Owner)
+	for i := range namespaces {
+		id := identity{namespaces[i].Inode, namespaces[i].Cookie}
+		if who, ok := found[id]; ok {
+			o.pods[id] = who
+		}
+	}
 }
 
 // labelsOf is what labels tell of an owner: of a container without a name the id as
@@ -258,10 +299,10 @@ func (o *owners) lost() map[string]uint64 {
 }
 
 func (o *owners) close() error {
+	err := o.finder.Close() // a reading does not wait for others any more
 	o.reading.Lock()
 	defer o.reading.Unlock()
 	o.closed = true
-	err := o.finder.Close()
 	if o.holders != nil {
 		err = errors.Join(err, o.holders.Close())
 	}
@@ -294,9 +335,13 @@ func (p *Probes) openOwners() error {
 	}
 	p.owners = &owners{finder: finder, rest: ownersRest, listeners: make(map[uint64]*holding)}
 	found := Probe{Name: probeOwners, Mechanism: "iter", Attached: true}
-	if p.opts.Mechanism == census.MechanismSockDiag {
+	self, readError := os.Readlink(filepath.Join(p.opts.ProcFS, "self"))
+	switch {
+	case p.opts.Mechanism == census.MechanismSockDiag:
 		err = errors.New("the sock_diag source was asked for")
-	} else {
+	case readError != nil || self != strconv.Itoa(os.Getpid()): // the iterator's PIDs would be others
+		err = fmt.Errorf("%s is of another PID namespace than sockq: give it the node's (hostPID)", p.opts.ProcFS)
+	default:
 		p.owners.holders, err = census.OpenHolders()
 	}
 	if err != nil {
@@ -326,8 +371,8 @@ func (p *Probes) readOwners(ctx context.Context) error {
 }
 
 // addOwners adds to the listeners of a Snapshot who their owners are in full, and
-// whose clients gave up. It returns the pods that have a namespace of their own.
-func (p *Probes) addOwners(s *Snapshot) map[identity]owner.Owner {
+// whose clients gave up.
+func (p *Probes) addOwners(s *Snapshot) {
 	type port struct {
 		id     identity
 		number uint16
@@ -337,7 +382,9 @@ func (p *Probes) addOwners(s *Snapshot) map[identity]owner.Owner {
 		places[s.Listeners[i].ID] = i
 	}
 	sets := make(map[port]uint64) // whose the port is; 0: of several
-	pods := make(map[identity]owner.Owner)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	young := make(map[uint64]bool) // sets with a socket that the census did not meet
 	for _, socket := range p.ledger.sockets {
 		if socket.set == nil {
 			continue
@@ -346,10 +393,9 @@ func (p *Probes) addOwners(s *Snapshot) map[identity]owner.Owner {
 		l := &s.Listeners[places[socket.set.ID]]
 		id := identity{r.Inode, r.NetnsCookie}
 		if p.owners != nil && socket.set.own && l.Who.PID == 0 {
-			if l.Who = p.owners.who(r.Socket); l.Who.Pod != "" && !l.Who.HostNetwork {
-				pods[id] = l.Who
-			}
+			l.Who = p.owners.who(r.Socket)
 		}
+		young[socket.set.ID] = young[socket.set.ID] || !socket.since.Before(p.countedAt)
 		at := port{id, r.Address.Port()}
 		if id, ok := sets[at]; ok && id != socket.set.ID || !socket.set.own {
 			sets[at] = 0
@@ -357,13 +403,8 @@ func (p *Probes) addOwners(s *Snapshot) map[identity]owner.Owner {
 			sets[at] = socket.set.ID
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.counted == nil {
-		return pods
-	}
-	for _, id := range sets {
-		if id != 0 {
+	for at, id := range sets {
+		if _, counted := p.counted[at.id]; id != 0 && counted && !young[id] {
 			s.Listeners[places[id]].GaveUpKnown = true
 		}
 	}
@@ -372,16 +413,16 @@ func (p *Probes) addOwners(s *Snapshot) map[identity]owner.Owner {
 			s.Listeners[places[id]].GaveUp += g.Connections
 		}
 	}
-	return pods
 }
 
 // addProcesses adds the processes with their connections, and the pods that
 // namespaces belong to.
-func (p *Probes) addProcesses(s *Snapshot, pods map[identity]owner.Owner) {
+func (p *Probes) addProcesses(s *Snapshot) {
 	var list []census.Process
+	var pods map[identity]owner.Owner
 	if p.owners != nil {
 		p.owners.mu.Lock()
-		list = p.owners.processes
+		list, pods = p.owners.processes, p.owners.pods
 		p.owners.mu.Unlock()
 	}
 	for i := range s.Namespaces {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"sockq/probes/census"
+	"sockq/probes/tracker"
 )
 
 // owned is a bench whose listeners belong to whom the test says, by their keys.
@@ -134,6 +135,43 @@ func TestCollapse(t *testing.T) {
 		}
 		if own != c.own || share != c.share {
 			t.Errorf("%+v: %d series of their own, %d sockets share one", c, own, share)
+		}
+	}
+}
+
+// The sockets of one address are one set, however many they are.
+func TestCollapseKeepsGroupsTogether(t *testing.T) {
+	b, owners := owned(1000)
+	var all []census.Listener
+	for key := range uint64(120) {
+		owners[key+1] = Owner{Process: "envoy"}
+		port := 30080
+		if key >= 60 {
+			port = 31000 + int(key)%2
+		}
+		all = append(all, listener(key+1, fmt.Sprintf("0.0.0.0:%d", port), 1, 5))
+	}
+	b.after(0, all...)
+	list := b.snapshot()
+	if len(list) != 3 || list[0].Address != "0.0.0.0:30080" || list[0].Sockets != 60 || list[1].Sockets != 30 || list[2].Sockets != 30 {
+		t.Errorf("sets are %+v", list)
+	}
+}
+
+// On old kernels what is counted by labels belongs to whoever listens there now.
+func TestOwnerFoundLateOfCountsByLabels(t *testing.T) {
+	b := newTrackedBench(10)
+	owners := map[uint64]Owner{1: {}}
+	b.owner = func(r *census.Listener) (Owner, bool) { owner, asked := owners[r.Key]; return owner, asked }
+	l := listener(1, web, 0, 5)
+	b.events([]census.Listener{l}, byLabels(1, web, 3))
+	b.events([]census.Listener{l}, byLabels(1, web, 4))
+	owners[1] = Owner{Process: "nginx"}
+	b.reown()
+	b.events([]census.Listener{l}, byLabels(1, web, 9))
+	for _, s := range b.snapshot() {
+		if want := map[string]uint64{"": 4, "nginx": 5}[s.Owner.Process]; s.Drops[tracker.DropSynQueueFull] != want {
+			t.Errorf("of %q %d were refused, want %d", s.Owner.Process, s.Drops[tracker.DropSynQueueFull], want)
 		}
 	}
 }

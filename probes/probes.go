@@ -123,6 +123,7 @@ type Probes struct {
 
 	mu         sync.Mutex // what follows
 	counted    map[identity]census.NamespaceSockets
+	countedAt  time.Time // when it began
 	gaveUp     []census.GaveUp
 	boundKnown bool
 	sources    map[string]*SourceStatus
@@ -548,6 +549,7 @@ func (p *Probes) sweep() error {
 // takeCensus counts all sockets.
 func (p *Probes) takeCensus(ctx context.Context) error {
 	return p.read(SourceSockets, func() error {
+		start := time.Now()
 		listed := p.registry.listed()
 		sockets, err := p.source.Sockets(ctx)
 		if err != nil {
@@ -564,7 +566,7 @@ func (p *Probes) takeCensus(ctx context.Context) error {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.counted, p.boundKnown = counted, sockets.BoundKnown
+		p.counted, p.boundKnown, p.countedAt = counted, sockets.BoundKnown, start
 		p.gaveUp = append(p.gaveUp[:0], sockets.GaveUp...)
 		return nil
 	})
@@ -619,14 +621,14 @@ func (p *Probes) Snapshot() (*Snapshot, error) {
 	s.Lost["listeners_gone"] = p.ledger.nobodys
 	s.Lost["listeners_evicted"] = p.ledger.evicted
 	forgiven := p.ledger.forgiven
-	pods := p.addOwners(s)
+	p.addOwners(s)
 	p.listeners.Unlock()
 
 	p.mu.Lock()
 	counted, boundKnown := p.counted, p.boundKnown
 	p.mu.Unlock()
 	s.Namespaces = p.registry.snapshot(counted, boundKnown)
-	p.addProcesses(s, pods)
+	p.addProcesses(s)
 	p.addTracked(s)
 	if p.tracked != nil {
 		s.Lost["tracked_accepts"] += forgiven

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"sockq/probes/census"
@@ -26,14 +27,7 @@ type processLabels struct{ namespace, process string }
 // name is what a process is called: Other where there are too many.
 func (p *processes) name(l processLabels, now time.Time) string {
 	if _, ok := p.own[l]; !ok && len(p.own) >= p.max {
-		for label, last := range p.own {
-			if now.Sub(last) >= keepProcess {
-				delete(p.own, label)
-			}
-		}
-		if len(p.own) >= p.max {
-			return Other
-		}
+		return Other
 	}
 	p.own[l] = now
 	return l.process
@@ -49,10 +43,12 @@ func (p *processes) join(list []census.Process, namespaces []Namespace, name fun
 		}
 		return rows[l]
 	}
+	maps.DeleteFunc(p.own, func(_ processLabels, last time.Time) bool { return now.Sub(last) >= keepProcess })
 	over := make(map[processLabels]struct{})
 	for i := range list {
 		c := &list[i]
-		label := processLabels{name(c.Inode, c.NetnsCookie), c.Comm}
+		// A process may call itself anything, also nothing.
+		label := processLabels{name(c.Inode, c.NetnsCookie), cmp.Or(strings.ToValidUTF8(c.Comm, "\uFFFD"), "\uFFFD")}
 		shown := processLabels{label.namespace, p.name(label, now)}
 		if shown != label {
 			over[label] = struct{}{}

@@ -76,3 +76,13 @@ func TestProcessesOverTheCap(t *testing.T) {
 		t.Errorf("%d are other's, %d were over the cap", n, p.overCap)
 	}
 }
+
+// A process may call itself anything.
+func TestNamesOfProcesses(t *testing.T) {
+	p := processes{max: 10, own: make(map[processLabels]time.Time)}
+	list := []census.Process{{Comm: "", CloseWait: 1}, {Comm: "\xff", CloseWait: 2}, {Comm: "\xfe", CloseWait: 4}}
+	got := p.join(list, []Namespace{{Name: "host", SocketsKnown: true, Queues: queues(8, 8)}}, func(uint32, uint64) string { return "host" }, time.Now())
+	if len(got) != 2 || got[0].Process != "" || got[0].Queues[0].ReceiveBytes != 8 || got[1].Process != "\uFFFD" || got[1].CloseWait != 7 {
+		t.Errorf("processes are %+v", got)
+	}
+}

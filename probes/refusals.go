@@ -166,7 +166,6 @@ func (a *refusalAuditor) round() error {
 	if err := a.settle(); err != nil {
 		return err
 	}
-	at := time.Now()
 	ours, err := a.ours()
 	if err != nil {
 		return err
@@ -174,6 +173,7 @@ func (a *refusalAuditor) round() error {
 	if err := a.settle(); err != nil {
 		return err
 	}
+	at := time.Now()
 	after, err := a.kernel()
 	if err != nil {
 		return err
