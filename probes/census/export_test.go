@@ -22,3 +22,13 @@ func (h *Holders) FillProcesses() error {
 	_, err := h.objects.Slots.BatchUpdate(keys, make([]uint32, len(keys)), nil)
 	return err
 }
+
+// LoseSlots takes the slot of every second process of the last Read back.
+func (h *Holders) LoseSlots() error {
+	for i := 0; i < len(h.records); i += 2 {
+		if err := h.objects.Slots.Delete(h.records[i].Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}

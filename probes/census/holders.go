@@ -200,10 +200,15 @@ func (h *Holders) reset() error {
 	for i := range h.records {
 		h.processes = append(h.processes, h.records[i].Key)
 	}
-	if len(h.processes) > 0 {
-		if _, err := h.objects.Slots.BatchDelete(h.processes, nil); err != nil {
+	for keys := h.processes; len(keys) > 0; {
+		n, err := h.objects.Slots.BatchDelete(keys, nil)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
+		keys = keys[n+1:] // the kernel stops at a slot that was taken back before
 	}
 	last[0].Processes = 0
 	return writeArray(h.objects.Readings, last[:])
@@ -226,6 +231,17 @@ func (h *Holders) tell(namespaces []Namespace, listeners []Listener) error {
 		h.ports = h.ports[:maxListeningPorts]
 		clear(h.readable) // any direction may be wrong
 	}
+	if h.stamp() == nil {
+		return nil
+	}
+	// There may be no place beside those of the last reading.
+	if err := h.forgetPorts(); err != nil {
+		return err
+	}
+	return h.stamp()
+}
+
+func (h *Holders) stamp() error {
 	for i := range h.numbers {
 		h.numbers[i] = h.number
 	}
@@ -316,14 +332,17 @@ func (h *Holders) comm(raw [16]int8) string {
 // forget removes what this reading has not met, and what the next one need not
 // know.
 func (h *Holders) forget() error {
-	err := removeOld(h.objects.Ports, h.keys, h.numbers, func(_ uint64, told *uint32) bool { return *told != h.number })
-	if err != nil {
+	if err := h.forgetPorts(); err != nil {
 		return err
 	}
 	return removeOld(h.objects.Held, h.keys, h.sockets, func(_ uint64, s *holdersHeldSocket) bool {
 		state := tcpstate.State(s.State)
 		return s.Reading != h.number || state != tcpstate.CloseWait && state != tcpstate.FinWait2
 	})
+}
+
+func (h *Holders) forgetPorts() error {
+	return removeOld(h.objects.Ports, h.keys, h.numbers, func(_ uint64, told *uint32) bool { return *told != h.number })
 }
 
 // removeOld removes the entries of a hash map that are old. keys and values are its

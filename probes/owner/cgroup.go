@@ -18,7 +18,10 @@ type place struct {
 	// containers are the ids of the container and of those around it, the
 	// innermost last.
 	containers []string
-	podUID     string
+	// ofUser are how many of them, the innermost, an ordinary user may have named:
+	// they are nobody's word for whose pod it is.
+	ofUser int
+	podUID string // of the outermost pod
 }
 
 // parseCgroup reads /proc/PID/cgroup. Of the hierarchies of cgroup v1 each may say
@@ -48,7 +51,7 @@ func parseCgroup(data string) place {
 			p := parsePath(path)
 			result.unit = cmp.Or(result.unit, p.unit)
 			if len(p.containers) > len(result.containers) {
-				result.containers, result.runtime = p.containers, p.runtime
+				result.containers, result.runtime, result.ofUser = p.containers, p.runtime, p.ofUser
 			}
 			result.podUID = cmp.Or(result.podUID, p.podUID)
 		}
@@ -59,19 +62,20 @@ func parseCgroup(data string) place {
 // parsePath reads the path of one cgroup, from the root inwards.
 func parsePath(path string) place {
 	var p place
-	parent := ""
+	parent, ofUser := "", false
 	for element := range strings.SplitSeq(strings.TrimSuffix(path, " (deleted)"), "/") {
 		if element == "" || element == ".." {
 			continue
 		}
+		ofUser = ofUser || isUsers(element)
 		// runc without systemd, told a path for systemd: SLICE:RUNTIME:ID.
 		if fields := strings.Split(element, ":"); len(fields) == 3 && isID(fields[2]) {
-			p.readPod(fields[0])
-			p.enter(fields[2], runtimes[fields[1]])
+			p.readPod(fields[0], ofUser)
+			p.enter(fields[2], runtimes[fields[1]], ofUser)
 		} else if id, runtime, ok := containerOf(element, parent); ok {
-			p.enter(id, runtime)
+			p.enter(id, runtime, ofUser)
 		} else {
-			p.readPod(element)
+			p.readPod(element, ofUser)
 			if isUnit(element) {
 				// systemd puts _ before what the kernel would take for a file of its own.
 				p.unit = printable(strings.TrimPrefix(element, "_"))
@@ -82,10 +86,20 @@ func parsePath(path string) place {
 	return p
 }
 
+// isUsers tells whether everything below it is a user's, who may call it anything:
+// systemd-run --user --scope --unit=cri-containerd-ID.
+func isUsers(element string) bool {
+	return element == "user.slice" || strings.HasPrefix(element, "user@") && strings.HasSuffix(element, ".service")
+}
+
 // enter goes into a container. More than maxNested are not entered.
-func (p *place) enter(id, runtime string) {
-	if len(p.containers) < maxNested {
-		p.containers, p.runtime = append(p.containers, id), runtime
+func (p *place) enter(id, runtime string, ofUser bool) {
+	if len(p.containers) == maxNested {
+		return
+	}
+	p.containers, p.runtime = append(p.containers, id), runtime
+	if ofUser {
+		p.ofUser++
 	}
 }
 
@@ -124,8 +138,11 @@ func containerOf(element, parent string) (id, runtime string, ok bool) {
 }
 
 // readPod takes over the UID of a pod from pod1234-… or, systemd's way,
-// kubepods-burstable-pod1234_….slice.
-func (p *place) readPod(element string) {
+// kubepods-burstable-pod1234_….slice. Who is in a pod may make further ones.
+func (p *place) readPod(element string, ofUser bool) {
+	if ofUser || p.podUID != "" {
+		return
+	}
 	uid, isSlice := strings.CutSuffix(element, ".slice")
 	if isSlice {
 		uid = uid[strings.LastIndexByte(uid, '-')+1:]

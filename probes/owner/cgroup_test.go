@@ -44,7 +44,7 @@ func TestCgroupPaths(t *testing.T) {
 		{"docker, systemd", "/system.slice/docker-A.scope", place{runtime: "docker", containers: ids(idA)}},
 		{"docker in a slice", "/ci.slice/docker-A.scope", place{runtime: "docker", containers: ids(idA)}},
 		{"docker, systemd in the container", "/docker/A/system.slice/nginx.service", place{unit: "nginx.service", runtime: "docker", containers: ids(idA)}},
-		{"docker, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-A.scope", place{unit: "user@1000.service", runtime: "docker", containers: ids(idA)}},
+		{"docker, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-A.scope", place{unit: "user@1000.service", runtime: "docker", containers: ids(idA), ofUser: 1}},
 		{"docker in docker", "/docker/A/docker/B", place{runtime: "docker", containers: ids(idA, idB)}},
 
 		{"containerd, systemd", "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podU_.slice/cri-containerd-A.scope", place{runtime: "containerd", containers: ids(idA), podUID: uid}},
@@ -74,7 +74,7 @@ func TestCgroupPaths(t *testing.T) {
 		{"podman, cgroupfs", "/libpod_parent/libpod-A", place{runtime: "podman", containers: ids(idA)}},
 		{"podman, pod", "/machine.slice/machine-libpod_pod_B.slice/libpod-A.scope", place{runtime: "podman", containers: ids(idA)}},
 		{"podman, pod, cgroupfs", "/libpod_parent/B/libpod-A", place{runtime: "podman", containers: ids(idB, idA)}},
-		{"podman, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-A.scope/container", place{unit: "user@1000.service", runtime: "podman", containers: ids(idA)}},
+		{"podman, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-A.scope/container", place{unit: "user@1000.service", runtime: "podman", containers: ids(idA), ofUser: 1}},
 		{"podman, quadlet", "/system.slice/caddy.service/libpod-payload-A", place{unit: "caddy.service", runtime: "podman", containers: ids(idA)}},
 		{"podman's monitor", "/machine.slice/libpod-conmon-A.scope", place{unit: "libpod-conmon-A.scope"}},
 
@@ -87,6 +87,13 @@ func TestCgroupPaths(t *testing.T) {
 		{"seen from a pod: another class", "/../../../kubepods-besteffort.slice/kubepods-besteffort-podU_.slice/cri-containerd-A.scope", place{runtime: "containerd", containers: ids(idA), podUID: uid}},
 		{"seen from a container: a service", "/../../system.slice/nginx.service", place{unit: "nginx.service"}},
 		{"seen from a container: what is around it", "/..", place{}},
+
+		{"a user's, called like another's container", "/user.slice/user-1000.slice/user@1000.service/app.slice/cri-containerd-A.scope", place{unit: "user@1000.service", runtime: "containerd", containers: ids(idA), ofUser: 1}},
+		{"a user's, called like a pod's", "/user.slice/user-1000.slice/user@1000.service/kubepods-podU_.slice/cri-containerd-A.scope", place{unit: "user@1000.service", runtime: "containerd", containers: ids(idA), ofUser: 1}},
+		{"a user's, as runc is told it", "/user.slice/user-1000.slice/user@1000.service/kubepods-podU_.slice:cri-containerd:A", place{unit: "user@1000.service", runtime: "containerd", containers: ids(idA), ofUser: 1}},
+		{"a user's, seen from a service of its slice", "/../user@1000.service/kubepods/podU/A", place{unit: "user@1000.service", containers: ids(idA), ofUser: 1}},
+		{"a user's in a container", "/docker/A/user.slice/user-1000.slice/user@1000.service/app.slice/cri-containerd-B.scope", place{unit: "user@1000.service", runtime: "containerd", containers: ids(idA, idB), ofUser: 1}},
+		{"a pod's in a pod", "/kubepods/podU/A/kubepods/podS/B", place{containers: ids(idA, idB), podUID: uid}},
 
 		{"id too short", "/docker/" + idA[1:], place{}},
 		{"id too long", "/docker/a" + idA, place{}},

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	goruntime "runtime"
 	"slices"
 	"strings"
@@ -62,7 +63,7 @@ func newCgroup(t *testing.T) string {
 	return path
 }
 
-// What accepts in the containers of these tests, made of a static busybox alone.
+// What accepts in the containers of these tests, made of a busybox alone.
 var listens = []string{"/bin/busybox", "nc", "-l", "-p", "8080"}
 
 // startContainer lets runc run listens, as a runtime would that chose this cgroup;
@@ -70,16 +71,14 @@ var listens = []string{"/bin/busybox", "nc", "-l", "-p", "8080"}
 func startContainer(t *testing.T, id, cgroup string) (pid uint32) {
 	t.Helper()
 	bundle := socketDir(t)
-	bin := filepath.Join(bundle, "rootfs/bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	busybox, err := os.ReadFile(busyboxPath(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(bin, "busybox"), busybox, 0o755); err != nil {
-		t.Fatal(err)
+	for name, data := range busybox(t) {
+		path := filepath.Join(bundle, "rootfs", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	run(t, "runc", "spec", "--bundle", bundle)
 	path := filepath.Join(bundle, "config.json")
@@ -120,13 +119,26 @@ func startContainer(t *testing.T, id, cgroup string) (pid uint32) {
 	return pid
 }
 
-func busyboxPath(t *testing.T) string {
+// busybox is a root file system with bin/busybox and, if it is not a static one, its
+// libraries.
+func busybox(t *testing.T) map[string][]byte {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	files := make(map[string][]byte)
+	from := map[string]string{"bin/busybox": path}
+	libraries, _ := exec.Command("ldd", path).Output() // fails for a static one
+	for _, library := range regexp.MustCompile(`(/\S+) \(0x`).FindAllStringSubmatch(string(libraries), -1) {
+		from[strings.TrimPrefix(library[1], "/")] = library[1]
+	}
+	for name, path := range from {
+		if files[name], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
 }
 
 // Containers as runc makes them, in the cgroups that runtimes tell it.
@@ -191,13 +203,9 @@ func cgroupSeenFrom(t *testing.T, path string, pid uint32) string {
 // imageName is that of the one image, for containers and sandboxes.
 const imageName = "sockq.test/busybox:1"
 
-// writeImage makes an archive of an image that is a static busybox.
+// writeImage makes an archive of an image that is busybox.
 func writeImage(t *testing.T, path string) {
 	t.Helper()
-	busybox, err := os.ReadFile(busyboxPath(t))
-	if err != nil {
-		t.Fatal(err)
-	}
 	archive := func(files map[string][]byte) []byte {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
@@ -214,7 +222,7 @@ func writeImage(t *testing.T, path string) {
 		}
 		return b.Bytes()
 	}
-	layer := archive(map[string][]byte{"bin/busybox": busybox})
+	layer := archive(busybox(t))
 	config := fmt.Sprintf(`{"architecture":%q,"os":"linux","config":{"Entrypoint":["/bin/busybox","sleep","1000000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
 		goruntime.GOARCH, sha256.Sum256(layer))
 	manifest := fmt.Sprintf(`[{"Config":"config.json","RepoTags":[%q],"Layers":["layer.tar"]}]`, imageName)

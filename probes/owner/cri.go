@@ -2,10 +2,12 @@ package owner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -59,24 +61,43 @@ func (c *criSource) sockets() (paths []string) {
 	return paths
 }
 
-// read asks the first socket that speaks CRI: Docker's containerd does not.
+// read asks at each socket: beside the kubelet's runtime there may be one without
+// pods, or Docker's containerd, which does not speak CRI. It fails where none answers.
 func (c *criSource) read(ctx context.Context, t *podTable) error {
-	for _, socket := range c.sockets() {
-		err := c.ask(ctx, socket, t)
-		if c.socket == "" && status.Code(err) == codes.Unimplemented {
-			continue
+	before := c.hostNetwork
+	c.hostNetwork = make(map[string]bool)
+	answered, failed := false, errNoSource
+	sockets := c.sockets()
+	for i, socket := range sockets {
+		err := c.askInTurn(ctx, socket, len(sockets)-i, before, t)
+		switch {
+		case err == nil:
+			answered = true
+		case c.socket == "" && status.Code(err) == codes.Unimplemented:
+		case errors.Is(failed, errNoSource):
+			failed = fmt.Errorf("ask %s: %w", socket, err)
 		}
-		if err != nil {
-			return fmt.Errorf("ask %s: %w", socket, err)
-		}
+	}
+	if answered {
 		return nil
 	}
-	return errNoSource
+	c.hostNetwork = before
+	return failed
+}
+
+// askInTurn leaves time for those that are asked after this one.
+func (c *criSource) askInTurn(ctx context.Context, socket string, left int, before map[string]bool, t *podTable) error {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+		ctx = share
+	}
+	return c.ask(ctx, socket, before, t)
 }
 
 // ask connects anew each time: it happens rarely, and the runtime may have been
 // restarted.
-func (c *criSource) ask(ctx context.Context, socket string, t *podTable) error {
+func (c *criSource) ask(ctx context.Context, socket string, before map[string]bool, t *podTable) error {
 	conn, err := grpc.NewClient("passthrough:///cri",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -88,10 +109,10 @@ func (c *criSource) ask(ctx context.Context, socket string, t *podTable) error {
 		return err
 	}
 	defer conn.Close()
-	return c.list(ctx, cri.NewRuntimeServiceClient(conn), t)
+	return c.list(ctx, cri.NewRuntimeServiceClient(conn), before, t)
 }
 
-func (c *criSource) list(ctx context.Context, client cri.RuntimeServiceClient, t *podTable) error {
+func (c *criSource) list(ctx context.Context, client cri.RuntimeServiceClient, before map[string]bool, t *podTable) error {
 	version, err := client.Version(ctx, &cri.VersionRequest{})
 	if err != nil {
 		return err
@@ -109,8 +130,6 @@ func (c *criSource) list(ctx context.Context, client cri.RuntimeServiceClient, t
 	if err != nil {
 		return err
 	}
-	before := c.hostNetwork
-	c.hostNetwork = make(map[string]bool)
 	for _, s := range sandboxes.Items {
 		shares, known := before[s.Id]
 		if !known && len(t.containers) < t.most {

@@ -24,10 +24,12 @@ type fakeRuntime struct {
 	containers []*cri.Container
 	hostPods   map[string]bool // sandboxes on the node's network
 	statuses   atomic.Int32    // that were asked for
+	versions   atomic.Int32    // too
 	hang       bool
 }
 
 func (r *fakeRuntime) Version(ctx context.Context, _ *cri.VersionRequest) (*cri.VersionResponse, error) {
+	r.versions.Add(1)
 	if r.hang {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -188,6 +190,50 @@ func TestRuntimeIsFound(t *testing.T) {
 	wantLost(t, f, "pod_reads", 0)
 }
 
+// Beside the kubelet's runtime there is one without pods, one with others, one that
+// hangs and one that ended without taking its socket away.
+func TestSeveralRuntimes(t *testing.T) {
+	root := socketDir(t)
+	at := func(socket string) string { return filepath.Join(root, socket) }
+	p, now := newFakeProc(t), newClock()
+	p.add(10, 1, "app", 1, "0::/docker/"+idA+"\n")
+	p.add(11, 1, "app", 1, "0::/docker/"+idB+"\n")
+	kubelets, others := &fakeRuntime{hostPods: map[string]bool{containerID(1): true}}, new(fakeRuntime)
+	kubelets.addPod(containerID(1), uid, "web", "shop")
+	kubelets.addContainer(idA, containerID(1), "server", nil)
+	others.addPod(containerID(2), uidStatic, "ci", "build")
+	others.addContainer(idB, containerID(2), "runner", nil)
+	serve(t, at("run/containerd/containerd.sock"), new(fakeRuntime))
+	serve(t, at("run/k3s/containerd/containerd.sock"), kubelets)
+	serve(t, at("run/k0s/containerd.sock"), others)
+	f := open(t, Options{ProcFS: p.dir, Root: root})
+	f.pods.now = now.now
+	both := func() {
+		t.Helper()
+		wantOwner(t, f, Owner{PID: 10, Process: "app", Runtime: "docker", Container: idA, ContainerName: "server", Pod: "web", Namespace: "shop", PodUID: uid, HostNetwork: true}, 10)
+		wantOwner(t, f, Owner{PID: 11, Process: "app", Runtime: "docker", Container: idB, ContainerName: "runner", Pod: "ci", Namespace: "build", PodUID: uidStatic}, 11)
+	}
+	both()
+
+	serve(t, at("run/crio/crio.sock"), &fakeRuntime{hang: true})
+	gone, err := net.ListenUnix("unix", &net.UnixAddr{Name: at("run/cri-dockerd.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.SetUnlinkOnClose(false)
+	gone.Close()
+	others.addPod(containerID(3), "", "new", "ns")
+	p.add(12, 1, "app", 1, "0::/docker/"+containerID(3)+"\n")
+	now.pass(time.Minute)
+	wantOwner(t, f, Owner{PID: 12, Process: "app", Runtime: "docker", Container: containerID(3), Pod: "new", Namespace: "ns"}, 12)
+	both()
+	// A sandbox is asked about once.
+	if n := kubelets.statuses.Load() + others.statuses.Load(); n != 3 {
+		t.Errorf("%d sandboxes were asked about, want 3", n)
+	}
+	wantLost(t, f, "pod_reads", 0)
+}
+
 func TestRuntimeIsNotThere(t *testing.T) {
 	p := newFakeProc(t)
 	p.add(10, 1, "app", 1, "0::/docker/"+idA+"\n")
@@ -238,6 +284,24 @@ func TestRuntimeHangs(t *testing.T) {
 		t.Errorf("took %v after Close", passed)
 	}
 	wantLost(t, f, "pod_reads", 1) // before it
+}
+
+// Of does not wait for a runtime that hangs once the Finder is closed.
+func TestCloseWhileRuntimeHangs(t *testing.T) {
+	r := &fakeRuntime{hang: true}
+	f, _ := openRuntime(t, r, new(bytes.Buffer))
+	found := make(chan Owner)
+	go func() { found <- f.Of([]uint32{10}) }()
+	eventually(t, "the runtime is asked", func() bool { return r.versions.Load() > 0 })
+	start := time.Now()
+	f.Close()
+	if got, want := <-found, (Owner{PID: 10, Process: "app", Container: idA, PodUID: uid}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if passed := time.Since(start); passed > readTime/2 {
+		t.Errorf("took %v after Close", passed)
+	}
+	wantLost(t, f, "pod_reads", 0)
 }
 
 // Names without end, lists without end, and what is no name.

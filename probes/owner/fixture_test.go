@@ -1,6 +1,7 @@
 package owner
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,6 +49,7 @@ func (p *fakeProc) end(pid uint32) {
 
 func open(t *testing.T, opts Options) *Finder {
 	t.Helper()
+	opts.ScanTime = cmp.Or(opts.ScanTime, time.Minute) // however busy the machine is
 	f, err := Open(opts)
 	if err != nil {
 		t.Fatal(err)

@@ -35,7 +35,8 @@ func (*kubeletSource) name() string { return "kubelet" }
 func newKubeletSource(opts *Options) (*kubeletSource, error) {
 	u, err := url.Parse(opts.Kubelet)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("kubelet %q: give a URL such as https://127.0.0.1:10250/pods", opts.Kubelet)
+		// Not shown: what is no URL may still have a password.
+		return nil, errors.New("kubelet: give a URL such as https://127.0.0.1:10250/pods")
 	}
 	if u.Scheme == "http" && (opts.KubeletToken != "" || opts.KubeletCA != "" || opts.KubeletInsecure) {
 		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", u.Redacted())

@@ -191,7 +191,7 @@ func (f *Finder) Of(pids []uint32) Owner {
 	o := Owner{PID: pid, Process: facts.comm, Others: others + over, Unit: facts.unit, Runtime: facts.runtime, PodUID: facts.podUID}
 	if n := len(facts.containers); n > 0 {
 		o.Container = facts.containers[n-1]
-		c := f.pods.find(facts.containers, facts.podUID)
+		c := f.pods.find(facts.containers[:n-facts.ofUser], facts.podUID)
 		o.ContainerName, o.Pod, o.Namespace, o.HostNetwork = c.name, c.pod.name, c.pod.namespace, c.pod.hostNetwork
 		o.Runtime = cmp.Or(o.Runtime, c.runtime)
 		o.PodUID = cmp.Or(o.PodUID, c.pod.uid)

@@ -72,15 +72,21 @@ func (t *podTable) addPod(p pod) {
 	}
 }
 
-// find looks for the innermost of these containers that is known, else only for the
-// pod.
+// find looks for the outermost of these containers that is known and has a pod, since
+// who is in it may call further ones anything; else only for the pod.
 func (t *podTable) find(ids []string, podUID string) (c container, found bool) {
-	for i := len(ids) - 1; i >= 0; i-- {
-		if c, found = t.containers[ids[i]]; found {
-			return c, true
+	for _, id := range ids {
+		if known, ok := t.containers[id]; ok {
+			c, found = known, true
+			if c.pod != (pod{}) {
+				return c, true
+			}
 		}
 	}
-	return container{pod: t.pods[podUID]}, false
+	if !found {
+		c.pod = t.pods[podUID]
+	}
+	return c, found
 }
 
 // pods knows the containers of the node. It reads them again only for one that it
@@ -92,7 +98,7 @@ type pods struct {
 	failed atomic.Pointer[error] // with what the last read ended, nil before the first
 	wait   time.Duration         // until the next read, after a failure
 	next   time.Time             // when there may be one
-	missed map[string]*absentee  // that the last read did not have
+	missed map[string]*absentee  // that were asked for, and not in the last read
 	most   int
 	log    *slog.Logger
 	lost   *lost
@@ -113,21 +119,19 @@ func newPods(ctx context.Context, source podSource, most int, log *slog.Logger, 
 	}
 }
 
-// find tells about the innermost of these containers that is known. It asks the
-// source if none is, as often as that may be done.
+// find tells about the outermost of these containers, which may be none, that is known
+// and has a pod. It asks the source if none is known, as often as that may be done.
 func (p *pods) find(ids []string, podUID string) container {
 	c, found := p.table.find(ids, podUID)
-	if found || p.source == nil {
+	if found || len(ids) == 0 || p.source == nil || p.ctx.Err() != nil {
 		return c
 	}
-	id, now := ids[len(ids)-1], p.now()
-	if m := p.missed[id]; now.Before(p.next) || m != nil && now.Before(m.next) {
+	m := p.miss(ids[len(ids)-1])
+	if now := p.now(); now.Before(p.next) || now.Before(m.next) {
 		return c
 	}
 	p.refresh()
-	if c, found = p.table.find(ids, podUID); !found && p.err() == nil {
-		p.miss(id)
-	}
+	c, _ = p.table.find(ids, podUID)
 	return c
 }
 
@@ -139,7 +143,8 @@ func (p *pods) err() error {
 	return nil
 }
 
-func (p *pods) miss(id string) {
+// miss remembers that the container was asked for.
+func (p *pods) miss(id string) *absentee {
 	m := p.missed[id]
 	if m == nil {
 		if len(p.missed) >= p.most {
@@ -148,8 +153,7 @@ func (p *pods) miss(id string) {
 		m = &absentee{wait: readEvery / 2}
 		p.missed[id] = m
 	}
-	m.wait = min(2*m.wait, longestWait)
-	m.next = p.now().Add(m.wait)
+	return m
 }
 
 func (p *pods) refresh() {
@@ -184,9 +188,12 @@ func (p *pods) refresh() {
 	}
 	p.table, p.wait, p.next = table, 0, p.now().Add(readEvery)
 	p.lost.containers.Add(table.over)
-	for id := range p.missed {
+	for id, m := range p.missed {
 		if _, ok := table.containers[id]; ok {
 			delete(p.missed, id)
+			continue
 		}
+		m.wait = min(2*m.wait, longestWait)
+		m.next = p.now().Add(m.wait)
 	}
 }

@@ -110,6 +110,24 @@ func TestPodsAreReadRarely(t *testing.T) {
 	f.wants(30, 20, true, 2)
 }
 
+// However many containers nobody knows, they do not make pods be read more often than
+// one does.
+func TestManyUnknownContainers(t *testing.T) {
+	f := newPodFinder(t, 100)
+	for n := range 60 {
+		f.run(uint32(10+n), n)
+	}
+	for range 3600 {
+		f.clock.pass(time.Second)
+		for n := range 60 {
+			f.Of([]uint32{uint32(10 + n)})
+		}
+	}
+	if most := 2 * (1 + 6 + (3600-315)/300); f.source.reads > most {
+		t.Errorf("%d reads in an hour, want at most %d", f.source.reads, most)
+	}
+}
+
 // A container that the source does not know is asked for again, more and more
 // rarely: it may be docker's own, or new.
 func TestUnknownContainers(t *testing.T) {
@@ -241,6 +259,25 @@ func TestContainerInContainer(t *testing.T) {
 	}, 10)
 }
 
+// What users or those in a pod call like somebody else's container is not taken for it.
+func TestNamesakes(t *testing.T) {
+	f := newPodFinder(t, 100)
+	f.source.containers[idA] = container{name: "server", runtime: "containerd", pod: pod{uid: uid, name: "web", namespace: "shop"}}
+	f.source.containers[idB] = container{name: "other", runtime: "containerd", pod: pod{uid: uidStatic, name: "attacker", namespace: "shop"}}
+	users := "0::/user.slice/user-1000.slice/user@1000.service/"
+	f.proc.add(10, 1, "app", 1, users+"app.slice/cri-containerd-"+idA+".scope\n")
+	f.proc.add(11, 1, "app", 1, users+"kubepods/pod"+uid+"/"+idA+"\n")
+	f.proc.add(12, 1, "app", 1, "0::/kubepods/pod"+uidStatic+"/"+idB+"/kubepods/pod"+uid+"/"+idA+"\n")
+	wantOwner(t, f.Finder, Owner{PID: 10, Process: "app", Unit: "user@1000.service", Runtime: "containerd", Container: idA}, 10)
+	wantOwner(t, f.Finder, Owner{PID: 11, Process: "app", Unit: "user@1000.service", Container: idA}, 11)
+	if f.source.reads != 0 {
+		t.Error("pods were read for what users call containers")
+	}
+	wantOwner(t, f.Finder, Owner{
+		PID: 12, Process: "app", Runtime: "containerd", Container: idA, ContainerName: "other", Pod: "attacker", Namespace: "shop", PodUID: uidStatic,
+	}, 12)
+}
+
 // Pods on the node's network, the node's own services and each other are told apart
 // by their cgroups, though all of them listen in one namespace.
 func TestHostNetwork(t *testing.T) {
@@ -281,6 +318,11 @@ func TestOptions(t *testing.T) {
 	f := open(t, Options{CRI: CRIOff})
 	if source, err := f.Pods(); source != "" || !errors.Is(err, errOff) {
 		t.Errorf("Pods() = %q, %v", source, err)
+	}
+	for _, wrong := range []string{"ftp://me:secret@127.0.0.1/pods", "me:secret@127.0.0.1:10250/pods", "https://me:secret@", "http://me:secret@%zz/pods"} {
+		if _, err := Open(Options{Kubelet: wrong}); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", wrong, err)
+		}
 	}
 	f = open(t, Options{Kubelet: "http://127.0.0.1:10255/pods"})
 	if source, err := f.Pods(); source != "kubelet" || err != nil {

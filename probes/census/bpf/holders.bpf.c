@@ -80,7 +80,9 @@ struct {
 /* Fills the reader's buffer, which ends its call. */
 static const struct holder_record pause[HOLDERS_PER_CALL];
 
-/* pid_of is the process' number as the reader's PID namespace has it. */
+/* pid_of is the process' number as the reader's PID namespace has it, 0 once it has
+ * ended.
+ */
 static __always_inline __u32 pid_of(struct task_struct *task)
 {
 	struct task_struct *reader = (struct task_struct *)bpf_get_current_task();
@@ -94,9 +96,9 @@ static __always_inline __u32 pid_of(struct task_struct *task)
 	return nr;
 }
 
-static __always_inline struct process_record *find_process(struct reading *r, struct task_struct *task, struct net *net)
+static __always_inline struct process_record *find_process(struct reading *r, struct task_struct *task, __u32 pid, struct net *net)
 {
-	struct process_key key = { .inum = BPF_CORE_READ(net, ns.inum), .pid = pid_of(task) };
+	struct process_key key = { .inum = BPF_CORE_READ(net, ns.inum), .pid = pid };
 	struct process_record *p;
 	__u32 *known, slot;
 
@@ -141,6 +143,7 @@ static __always_inline int count_connection(struct reading *r, struct task_struc
 	__u64 key = (__u64)sk, now;
 	struct process_record *p;
 	struct held_socket *before;
+	__u32 pid;
 
 	/* No lock: the application or the peer may move one of two meanwhile. */
 	if (receive < 0)
@@ -148,6 +151,9 @@ static __always_inline int count_connection(struct reading *r, struct task_struc
 	if (send < 0)
 		send = 0;
 	if (state != TCP_CLOSE_WAIT && state != TCP_FIN_WAIT2 && !receive && !send)
+		return 0;
+	pid = pid_of(task);
+	if (!pid) /* it just ended: whoever else has it open holds it */
 		return 0;
 	before = bpf_map_lookup_elem(&held, &key);
 	if (before && before->socket == met.socket && before->reading == met.reading)
@@ -158,7 +164,7 @@ static __always_inline int count_connection(struct reading *r, struct task_struc
 		r->lost_sockets++;
 		return 0;
 	}
-	p = find_process(r, task, BPF_CORE_READ(sk, __sk_common.skc_net.net));
+	p = find_process(r, task, pid, BPF_CORE_READ(sk, __sk_common.skc_net.net));
 	if (!p) {
 		r->lost_processes++;
 		return 0;
