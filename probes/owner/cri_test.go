@@ -168,6 +168,9 @@ func TestRuntimeIsFound(t *testing.T) {
 	now := newClock()
 	f := open(t, Options{ProcFS: p.dir, Root: root})
 	f.pods.now = now.now
+	if source, err := f.Pods(); source != "" || err == nil { // before anybody asked
+		t.Errorf("Pods() = %q, %v", source, err)
+	}
 	p.add(10, 1, "app", 1, "0::/docker/"+idA+"\n")
 	nameless := Owner{PID: 10, Process: "app", Runtime: "docker", Container: idA}
 	wantOwner(t, f, nameless, 10)

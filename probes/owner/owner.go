@@ -132,6 +132,10 @@ func Open(opts Options) (*Finder, error) {
 	f.stop = stop
 	f.processes = newProcesses(opts.ProcFS, opts.MaxProcesses)
 	f.pods = newPods(ctx, source, opts.MaxContainers, f.log, &f.lost)
+	if c, ok := source.(*criSource); ok && len(c.sockets()) == 0 {
+		none := errNoSource
+		f.pods.failed.Store(&none)
+	}
 	return f, nil
 }
 
