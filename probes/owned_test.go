@@ -84,7 +84,7 @@ func TestOwners(t *testing.T) {
 	at := netip.AddrPortFrom(stage.Family.Loopback(), 80)
 	listener := stage.Socket().Bind(at).Listen(10)
 	p, err := Open(Options{
-		Mechanism: mechanism(), NetnsPath: dir, CensusInterval: 200 * time.Millisecond, MaxListeners: 1000, Logger: nil,
+		NetnsPath: dir, CensusInterval: 200 * time.Millisecond, MaxListeners: 1000, Logger: nil,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func TestOwners(t *testing.T) {
 	await := func(what string, fulfilled func(*Snapshot) bool) {
 		t.Helper()
 		var s *Snapshot
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 			if s, err = p.Snapshot(); err != nil {
 				t.Fatal(err)
 			}

@@ -333,6 +333,7 @@ func (p *Probes) Run(ctx context.Context) error {
 		taken := 0
 		var next time.Time
 		takeCensus := func() {
+			_ = p.readOwners(ctx) // which has a pace of its own
 			start := time.Now()
 			if start.Before(next) {
 				return
@@ -341,7 +342,6 @@ func (p *Probes) Run(ctx context.Context) error {
 			_ = p.sample(true)
 			p.observe()
 			_ = p.sweep()
-			_ = p.readOwners(ctx)
 			_ = p.takeCensus(ctx)
 			_ = p.auditRefusals()
 			if p.walk == nil {
