@@ -7,8 +7,8 @@ build:
 test:
 	bash .ci/test
 
-# Boots five of Debian's kernels in QEMU, one of them for arm64, too, and runs the
-# probes' tests there.
+# Boots six of Debian's kernels in QEMU, one of them for arm64, and runs the probes'
+# tests there.
 test-kernels:
 	go run ./probes/guests
 
