@@ -241,11 +241,13 @@ func (c *patient) flood(cookies string) {
 	c.healthy(l)
 	kind, words := diagnose.SynFlood, ""
 	switch {
-	case told(tracker.StoryRefusals):
+	case told(tracker.StoryRefusals) && told(tracker.StoryConnections):
 		words = "and 0 of them completed the handshake"
+	case told(tracker.StoryRefusals) && cookies == "1":
+		words = " SYN cookies sent for want of a place in the SYN queue, 0 came back"
 	case told("syn_queue"):
 		words = "0 handshakes were completed"
-	case cookies == "0": // nobody sees the SYN queue
+	case cookies == "0": // nobody sees the SYN queue, or what came of it
 		kind, words = diagnose.Burst, "it may be a SYN flood"
 	default:
 		return // what the cookies of a namespace are for is not to be told
