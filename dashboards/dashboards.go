@@ -118,6 +118,8 @@ func (b board) build() (dashboard.Dashboard, error) {
 	if err != nil {
 		return d, err
 	}
+	// The SDK puts both where one has to look for them, in a menu.
+	d.Links[0].Placement, d.Annotations.List[0].Placement = nil, nil
 	d.Panels, err = lay(b.rows)
 	return d, err
 }

@@ -54,6 +54,7 @@ func states() board {
 					stats(text{"Failed connects", "Share of connect() calls that failed. Above a twentieth look at the errors below."},
 						units.PercentUnit, query{"failed", ratio(orZero(nil, failed, connected), "("+orZero(nil, failed, connected)+" + "+connected+")")}).
 						thresholds(fine, step{0.05, look}, step{0.5, act}).runbooks(connectFailureRising).
+						tiers("On tier C connects without a route count only with the syscall tracepoints (`--tracker.syscalls`).").
 						empty("nobody called connect()"),
 				),
 			),
