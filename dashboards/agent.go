@@ -33,7 +33,7 @@ func agent() board {
 						thresholds(fine, oneIsBad...).runbooks(agentDegraded),
 					stats(text{"Probes missing", "Parts of sockq that a kernel, a right or a setting does not allow, over all nodes. `sockq check` on the node says why, and what would give them. Tier C has some by nature."},
 						units.Short, query{"missing", sumBy(nil, missing)}).
-						thresholds(fine, oneIsOdd...).runbooks(agentDegraded),
+						runbooks(agentDegraded),
 					stats(text{"CPU of the hungriest", "CPU seconds a second that the agent's process takes, on the node where it takes most; BPF programs run on the account of others. An expected value is below a hundredth; more: many listeners, or sock_diag instead of the walk."},
 						units.PercentUnit, query{"cpu", maxBy(nil, cpu(s))}).
 						thresholds(fine, step{0.1, look}, step{0.5, act}),
