@@ -100,6 +100,10 @@ func configMap(uid string, content []byte) string {
 		"    " + strings.ReplaceAll(strings.TrimSpace(string(content)), "\n", "\n    ") + "\n"
 }
 
+// build makes a dashboard of the form that Grafana 9.4 knows; that which the SDK
+// prefers needs a current one.
+//
+//nolint:staticcheck // so it is deprecated
 func (b board) build() (dashboard.Dashboard, error) {
 	d, err := dashboard.NewDashboardBuilder(b.title).
 		Uid(b.uid).

@@ -129,7 +129,7 @@ func states() board {
 						share().lined().runbooks(timeWaitOverflow),
 					graph(text{"TIME_WAIT refused", "Connections that ended without TIME_WAIT because the limit was reached (TCPTimeWaitOverflow). Late packets of theirs may disturb a new connection on the same ports. Above 0: raise tcp_max_tw_buckets."},
 						units.CountsPerSecond, query{"{{netns}} · {{instance}}", only(namespace, sumBy(namespace, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "TCPTimeWaitOverflow"))), sumBy(namespace, s.of(catalogue.TCPSockets)))}).
-						thresholds(fine, anyIsBad...).runbooks(timeWaitOverflow),
+						runbooks(timeWaitOverflow),
 				),
 			),
 			rowOf("Connections that are not closed",
