@@ -153,11 +153,13 @@ func known() map[string]*catalogue.Metric {
 			all[m.Name+"_bucket"] = m
 		}
 	}
-	for _, name := range []string{OverflowRate1m, OverflowRate5m, OverflowRatio1m} {
-		all[name] = nil
-	}
 	for _, name := range []string{
-		up, scrapeDuration, scrapeSamples, processCPU, processResidentMemory, processOpenFiles, processMaxFiles, processStart, alerts,
+		// Recording rules.
+		"sockq:listener_overflow:rate1m", "sockq:listener_overflow:rate5m", "sockq:listener_overflow:ratio_rate1m",
+		// Prometheus' own.
+		"up", "scrape_duration_seconds", "scrape_samples_scraped", "ALERTS",
+		// Those of every process with the Go client.
+		"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds",
 	} {
 		all[name] = nil
 	}
