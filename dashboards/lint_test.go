@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -108,10 +109,13 @@ func (d *grafanaBoard) variable(name string) *grafanaVariable {
 	return &grafanaVariable{}
 }
 
-// generated are the dashboards as they would be written now, by uid.
+// made are the files, as they would be written now.
+var made = sync.OnceValues(Files)
+
+// generated are the dashboards in them, by uid.
 func generated(t *testing.T) map[string]*grafanaBoard {
 	t.Helper()
-	files, err := Files()
+	files, err := made()
 	if err != nil {
 		t.Fatal(err)
 	}
