@@ -343,7 +343,7 @@ func TestRulesByPromtool(t *testing.T) {
 
 var comparison = regexp.MustCompile(`^(\w+) (=~|!=|=) "(.*)"$`)
 
-// Prometheus' own command checks the example's form where Alertmanager runs; this is
+// Alertmanager checks the example's form in the end-to-end test; this is
 // about the alerts that there are.
 func TestAlertmanagerExampleFitsTheAlerts(t *testing.T) {
 	var file struct {
