@@ -66,8 +66,9 @@ func newNode(t *testing.T) *node {
 	startRole(t, n.quiet, "tiny-server", "127.0.0.1:81", "1")
 	n.tinyClients = startRole(t, n.quiet, "tiny-clients", "127.0.0.1:81")
 	agent := startAgent(t, names)
-	n.classic = startPrometheus(t, agent, startAlertmanager(t, n.hook))
-	n.native = startPrometheus(t, agent, "", "--enable-feature=native-histograms")
+	n.classic = startPrometheus(t, agent, "",
+		fmt.Sprintf("alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}", startAlertmanager(t, n.hook)))
+	n.native = startPrometheus(t, agent, "cluster: test", "", "--enable-feature=native-histograms")
 	return n
 }
 

@@ -143,7 +143,7 @@ func startAgent(t *testing.T, names string) (address string) {
 		t.Fatalf("go build: %v: %s", err, out)
 	}
 	address = freeAddress(t)
-	start(t, binary, "--web.listen-address="+address, "--path.netns="+names)
+	start(t, binary, "--web.listen-address="+address, "--path.netns="+names, "--bpf-stats")
 	ready(t, "sockq", address)
 	return address
 }
@@ -239,9 +239,9 @@ func startAlertmanager(t *testing.T, hook *webhook) (address string) {
 // prometheus is a running one.
 type prometheus struct{ url string }
 
-// startPrometheus starts Prometheus with the rules of this directory. It tells
-// Alertmanager if there is one.
-func startPrometheus(t *testing.T, agent, alertmanager string, args ...string) *prometheus {
+// startPrometheus starts Prometheus with the rules of this directory and what else its
+// configuration says. labels are those of the target.
+func startPrometheus(t *testing.T, agent, labels, more string, args ...string) *prometheus {
 	t.Helper()
 	rules, err := filepath.Abs("rules.yaml")
 	if err != nil {
@@ -253,11 +253,9 @@ global: {scrape_interval: 15s, evaluation_interval: 15s}
 rule_files: [%s]
 scrape_configs:
   - job_name: sockq
-    static_configs: [{targets: [%q]}]
-`, rules, agent)
-	if alertmanager != "" {
-		config += fmt.Sprintf("alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}\n", alertmanager)
-	}
+    static_configs: [{targets: [%q], labels: {%s}}]
+%s
+`, rules, agent, labels, more)
 	address := freeAddress(t)
 	start(t, "prometheus", append([]string{
 		"--config.file=" + write(t, filepath.Join(dir, "prometheus.yaml"), config),
