@@ -33,7 +33,7 @@ func agent() board {
 						thresholds(fine, oneIsBad...).runbooks(agentDegraded),
 					stats(text{"Probes missing", "Parts of sockq that a kernel, a right or a setting does not allow, over all nodes. `sockq check` on the node says why, and what would give them. Tier C has some by nature."},
 						units.Short, query{"missing", sumBy(nil, missing)}).
-						thresholds(fine, oneIsOdd...).runbooks(agentDegraded),
+						runbooks(agentDegraded),
 					stats(text{"CPU of the hungriest", "CPU seconds a second that the agent's process takes, on the node where it takes most; BPF programs run on the account of others. An expected value is below a hundredth; more: many listeners, or sock_diag instead of the walk."},
 						units.PercentUnit, query{"cpu", maxBy(nil, cpu(s))}).
 						thresholds(fine, step{0.1, look}, step{0.5, act}),
@@ -80,7 +80,7 @@ func agent() board {
 				lineOf(8,
 					graph(text{"Difference to the kernel", "Distance between sockq's numbers and the kernel's own at the last audit, by check, where it is largest. 0 is the promise. `states`: sockets by state against sock_diag; `listen_drops`, `listen_overflows`, `syn_cookies`: refusals against the kernel's counters."},
 						units.Short, query{"{{check}}", maxBy(by(catalogue.LabelCheck), difference)}).
-						thresholds(fine, oneIsBad...).runbooks(auditDifference).
+						runbooks(auditDifference).
 						tiers("On tier C only the states are audited.").
 						empty("no audit took place yet, or the agent may not open sock_diag"),
 					graph(text{"Checks", "Comparisons a second, over all nodes. None for long: the agent may not open sock_diag in the namespaces (CAP_SYS_ADMIN), or `--audit.budget` is 0."},
@@ -99,7 +99,7 @@ func agent() board {
 						runbooks(eventsLost).empty("nothing was lost"),
 					graph(text{"Events missed by probes", "Events that the kernel did not hand over, since the program was already running on that CPU. Counters lack them. Above 0: other tracers may nest with sockq's probes; the audit shows whether it matters."},
 						units.CountsPerSecond, query{"{{probe}}", sumBy(by(catalogue.LabelProbe), s.rate(catalogue.ProbeMisses))}).
-						thresholds(fine, anyIsOdd...).runbooks(eventsLost).
+						runbooks(eventsLost).
 						empty("the kernel is older than 6.1 and counts no misses"),
 				),
 			),

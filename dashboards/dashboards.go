@@ -100,6 +100,10 @@ func configMap(uid string, content []byte) string {
 		"    " + strings.ReplaceAll(strings.TrimSpace(string(content)), "\n", "\n    ") + "\n"
 }
 
+// build makes a dashboard of the form that Grafana 9.4 knows; that which the SDK
+// prefers needs a current one.
+//
+//nolint:staticcheck // so it is deprecated
 func (b board) build() (dashboard.Dashboard, error) {
 	d, err := dashboard.NewDashboardBuilder(b.title).
 		Uid(b.uid).
@@ -118,6 +122,8 @@ func (b board) build() (dashboard.Dashboard, error) {
 	if err != nil {
 		return d, err
 	}
+	// The SDK puts both where one has to look for them, in a menu.
+	d.Links[0].Placement, d.Annotations.List[0].Placement = nil, nil
 	d.Panels, err = lay(b.rows)
 	return d, err
 }

@@ -234,12 +234,6 @@ func (p *panel) override(of dashboard.MatcherConfig, properties ...dashboard.Dyn
 	return p
 }
 
-// words says in words what the panel's numbers stand for.
-func (p *panel) words(words ...word) *panel {
-	p.FieldConfig.Defaults.Mappings = inWords(words)
-	return p
-}
-
 // span takes that many of the row's 24 columns; panels without share the rest.
 func (p *panel) span(columns uint32) *panel {
 	p.GridPos = &dashboard.GridPos{W: columns}

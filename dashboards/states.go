@@ -32,8 +32,10 @@ func states() board {
 	}
 	sockets := func(states ...string) string { return sumBy(nil, s.of(catalogue.TCPSockets, in(states...))) }
 	edge := by(labelFrom, labelTo)
+	// Each is absent until it is first counted.
 	connected := sumBy(nil, s.rate(catalogue.Transitions, is(labelFrom, synSent), is(labelTo, established)))
 	failed := sumBy(nil, s.rate(catalogue.ConnectFailures))
+	connects := "(" + orZero(nil, failed, connected) + " + " + orZero(nil, connected, failed) + ")"
 
 	return board{
 		uid: statesUID, title: "sockq: TCP states", scope: s,
@@ -52,8 +54,9 @@ func states() board {
 					stats(text{"CLOSE_WAIT", "The peer has closed, the application has not. A few pass by; if they grow the application leaks connections: see which, and how old they are, below."},
 						units.Short, query{"CLOSE_WAIT", sockets(closeWait)}).runbooks(closeWaitLeak),
 					stats(text{"Failed connects", "Share of connect() calls that failed. Above a twentieth look at the errors below."},
-						units.PercentUnit, query{"failed", ratio(orZero(nil, failed, connected), "("+orZero(nil, failed, connected)+" + "+connected+")")}).
+						units.PercentUnit, query{"failed", ratio(orZero(nil, failed, connected), connects)}).
 						thresholds(fine, step{0.05, look}, step{0.5, act}).runbooks(connectFailureRising).
+						tiers("On tier C connects without a route count only with the syscall tracepoints (`--tracker.syscalls`).").
 						empty("nobody called connect()"),
 				),
 			),
@@ -126,7 +129,7 @@ func states() board {
 						share().lined().runbooks(timeWaitOverflow),
 					graph(text{"TIME_WAIT refused", "Connections that ended without TIME_WAIT because the limit was reached (TCPTimeWaitOverflow). Late packets of theirs may disturb a new connection on the same ports. Above 0: raise tcp_max_tw_buckets."},
 						units.CountsPerSecond, query{"{{netns}} · {{instance}}", only(namespace, sumBy(namespace, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "TCPTimeWaitOverflow"))), sumBy(namespace, s.of(catalogue.TCPSockets)))}).
-						thresholds(fine, anyIsBad...).runbooks(timeWaitOverflow),
+						runbooks(timeWaitOverflow),
 				),
 			),
 			rowOf("Connections that are not closed",
