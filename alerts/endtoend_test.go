@@ -1,6 +1,7 @@
 package alerts_test
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path"
@@ -36,7 +37,8 @@ const shopAddress = "127.0.0.1:8080"
 // TestEndToEnd watches a real node with sockq, Prometheus and Alertmanager. While it
 // is healthy nobody is told of anything; when a server's accept queue overflows,
 // somebody is told in time, and of nothing else; then that it is over. What
-// happened has to show in each query of the dashboards.
+// happened has to show in each query of the dashboards, on the oldest Prometheus that
+// is supported, and with native histograms on the one that $SOCKQ_PROMETHEUS names.
 func TestEndToEnd(t *testing.T) {
 	n := newNode(t)
 	t.Run("quiet", n.staysQuiet)
@@ -66,9 +68,12 @@ func newNode(t *testing.T) *node {
 	startRole(t, n.quiet, "tiny-server", "127.0.0.1:81", "1")
 	n.tinyClients = startRole(t, n.quiet, "tiny-clients", "127.0.0.1:81")
 	agent := startAgent(t, names)
-	n.classic = startPrometheus(t, agent, "",
+	n.classic = startPrometheus(t, "prometheus", agent, "",
 		fmt.Sprintf("alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}", startAlertmanager(t, n.hook)))
-	n.native = startPrometheus(t, agent, "cluster: test", "", "--enable-feature=native-histograms")
+	n.native = startPrometheus(t, cmp.Or(os.Getenv("SOCKQ_PROMETHEUS"), "prometheus"), agent, "cluster: test", "", "--enable-feature=native-histograms")
+	await(t, "the first scrapes", time.Minute, func() bool {
+		return len(n.classic.now(t, `up{job="sockq"} == 1`)) == 1 && len(n.native.now(t, `up{job="sockq"} == 1`)) == 1
+	})
 	return n
 }
 
@@ -90,9 +95,6 @@ func (n *node) staysQuiet(t *testing.T) {
 	}
 	n.quickClients(10, 30*time.Millisecond)
 	n.tinyClients(1, 20*time.Millisecond)
-	await(t, "the first scrapes", time.Minute, func() bool {
-		return len(n.classic.now(t, `up{job="sockq"} == 1`)) == 1 && len(n.native.now(t, `up{job="sockq"} == 1`)) == 1
-	})
 	begin := time.Now()
 	await(t, "the end", duration+time.Minute, func() bool {
 		for _, s := range n.classic.now(t, `ALERTS{alertstate="firing"}`) {

@@ -241,7 +241,7 @@ type prometheus struct{ url string }
 
 // startPrometheus starts Prometheus with the rules of this directory and what else its
 // configuration says. labels are those of the target.
-func startPrometheus(t *testing.T, agent, labels, more string, args ...string) *prometheus {
+func startPrometheus(t *testing.T, binary, agent, labels, more string, args ...string) *prometheus {
 	t.Helper()
 	rules, err := filepath.Abs("rules.yaml")
 	if err != nil {
@@ -257,7 +257,7 @@ scrape_configs:
 %s
 `, rules, agent, labels, more)
 	address := freeAddress(t)
-	start(t, "prometheus", append([]string{
+	start(t, binary, append([]string{
 		"--config.file=" + write(t, filepath.Join(dir, "prometheus.yaml"), config),
 		"--storage.tsdb.path=" + filepath.Join(dir, "data"), "--web.listen-address=" + address,
 	}, args...)...)
