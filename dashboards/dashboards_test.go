@@ -14,7 +14,7 @@ import (
 )
 
 func TestCommittedFilesAreWhatTheGeneratorWrites(t *testing.T) {
-	files, err := Files()
+	files, err := made()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestPanelsSayWhichTiersTheyNeed(t *testing.T) {
 }
 
 func TestLinksLeadSomewhere(t *testing.T) {
-	files, err := Files()
+	files, err := made()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +284,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 }
 
 func TestConfigMapsCarryTheDashboards(t *testing.T) {
-	files, err := Files()
+	files, err := made()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,11 +28,11 @@ func fleet() board {
 					stats(text{"Refusing now", "Listeners whose full accept queue refused somebody in the last minute. Above 0: the table of the worst listeners has them, with a link to each."},
 						units.Short, query{"listeners", sumBy(nil, refused+" > bool 0")}).
 						thresholds(fine, oneIsBad...).runbooks(acceptQueueOverflow).
-						tiers("Needs the recording rules of alerts/rules.yaml."),
+						tiers(ruled),
 					stats(text{"Refused", "SYNs and final ACKs that full accept queues refused, per second, in the last minute. A client tries again after 1, 3, 7 s: its user waits, and sees a timeout in the end."},
 						units.CountsPerSecond, query{"refused", sumBy(nil, refused)}).
 						thresholds(fine, anyIsBad...).runbooks(acceptQueueOverflow).
-						tiers("Needs the recording rules of alerts/rules.yaml."),
+						tiers(ruled),
 					stats(text{"Fullest accept queue", "Highest length / (limit + 1) of any accept queue in the last 60 to 120 s. From 0.8 on the next burst may be refused, at 1 it was: raise the backlog or accept faster, the listener's verdict says which."},
 						units.PercentUnit, query{"peak", maxBy(nil, peak)}).
 						share().runbooks(acceptQueueNearFull),
@@ -142,6 +142,10 @@ func nodes(s scope) *panel {
 		column{expr: maxBy(also(node, labelTier, labelRelease), s.of(catalogue.KernelInfo))},
 	).runbooks(agentDown, agentDegraded)
 }
+
+// ruled is what tiles say that are 0 where there is no rule's result, since that is
+// also how rules say that nobody was refused.
+const ruled = "Needs the recording rules of alerts/rules.yaml, and is 0 where they are not loaded."
 
 // alertsFiring are those on the nodes chosen; alerts that are about no single
 // target have neither job nor instance.

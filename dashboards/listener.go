@@ -33,7 +33,7 @@ func listeners() board {
 					stats(text{"Refused", "Share of the attempts that the full accept queue refused in the last minute, of the listener that refused most. Clients try again, so a tenth refused is not a tenth of users lost, but all of those wait at least a second."},
 						units.PercentUnit, query{"refused", maxBy(nil, orZero(listener, maxBy(listener, s.rule(OverflowRatio1m)), maxBy(listener, s.of(catalogue.AcceptQueuePeakRatio))))}).
 						thresholds(fine, step{1e-9, look}, step{0.1, act}).runbooks(acceptQueueOverflow).
-						tiers("Needs the recording rules of alerts/rules.yaml."),
+						tiers(ruled),
 					stats(text{"Mean wait", "How long a connection waits for accept() on average, by Little's law. Long, and the queue is full: the application is too slow, a longer backlog only makes clients wait longer."},
 						units.Seconds, query{"mean", maxBy(nil, meanWait(s))}).
 						thresholds(fine, step{0.5, look}, step{1, act}).runbooks(acceptWaitLong).

@@ -49,6 +49,7 @@ func stats(t text, unit string, queries ...query) *panel {
 		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"})).
 		ColorMode(common.BigValueColorModeValue).
 		GraphMode(common.BigValueGraphModeNone).
+		Orientation(common.VizOrientationAuto).
 		ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdThresholds)).
 		Targets(targets(prometheus.PromQueryFormatTimeSeries, true, queries...))).
 		thresholds(neutral)
