@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -88,17 +89,23 @@ const (
 
 type exception struct{ where, unless, because string }
 
-// variables are replaced as Grafana does where everything is chosen.
 var variables = regexp.MustCompile(`\$\{(\w+)(?::\w+)?\}|\$(\w+)`)
 
-func (d dashboard) queries(t *testing.T) []query {
+// queries has its variables replaced as Grafana does: by what is chosen, or by what
+// stands for all.
+func (d dashboard) queries(t *testing.T, chosen map[string]string) []query {
 	t.Helper()
 	values := map[string]string{
 		"__rate_interval": "1m", "__interval": "15s", "__interval_ms": "15000",
 		"__range": "5m", "__range_s": "300", "__range_ms": "300000",
 	}
 	for _, v := range d.Templating.List {
+		choice, ok := chosen[v.Name]
 		switch {
+		case ok:
+			values[v.Name] = regexp.QuoteMeta(choice)
+			// In a string of PromQL, in which a backslash is an escape, too.
+			values[v.Name] = strings.ReplaceAll(values[v.Name], `\`, `\\`)
 		case v.Type == "query" && v.IncludeAll && v.AllValue != "":
 			values[v.Name] = v.AllValue
 		case v.Type == "query":
@@ -177,13 +184,29 @@ func (p *prometheus) data(q query, since time.Time) (int, error) {
 	return len(result), err
 }
 
-// show asks everything that the dashboards do.
+// show asks everything that the dashboards do, of everything and of one listener.
 func (n *node) show(t *testing.T) {
+	for name, p := range map[string]*prometheus{"classic": n.classic, "native": n.native} {
+		if buckets := p.now(t, `sockq_listener_accept_wait_seconds_bucket`); (len(buckets) > 0) != (p == n.classic) {
+			t.Errorf("%s: there are %d classic buckets", name, len(buckets))
+		}
+		listener := p.now(t, `sockq_listener_sockets{netns="shop"}`)
+		if len(listener) != 1 {
+			t.Fatalf("the shop has %d listeners", len(listener))
+		}
+		for what, chosen := range map[string]map[string]string{"all": nil, "listener": listener[0].labels} {
+			t.Run(name+"/"+what, func(t *testing.T) { n.answers(t, p, chosen) })
+		}
+	}
+}
+
+func (n *node) answers(t *testing.T, p *prometheus, chosen map[string]string) {
 	files, err := filepath.Glob("../dashboards/grafana/*.json")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no dashboards: %v", err)
 	}
-	var queries []query
+	unused := slices.Clone(legitimatelyEmpty)
+	asked := 0
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -193,38 +216,34 @@ func (n *node) show(t *testing.T) {
 		if err := json.Unmarshal(text, &d); err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
-		of := d.queries(t)
-		if len(of) == 0 {
+		queries := d.queries(t, chosen)
+		if len(queries) == 0 {
 			t.Errorf("%s has no queries", file)
 		}
-		queries = append(queries, of...)
-	}
-	for _, kind := range []struct {
-		name string
-		p    *prometheus
-	}{{"classic", n.classic}, {"native", n.native}} {
-		t.Run(kind.name, func(t *testing.T) {
-			if kind.name == "native" && len(kind.p.now(t, `sockq_listener_accept_wait_seconds_bucket`)) > 0 {
-				t.Error("there are no native histograms")
+		for _, q := range queries {
+			asked++
+			number, err := p.data(q, n.begun)
+			if err != nil {
+				t.Errorf("%s: %v", q.where, err)
+				continue
 			}
-			for _, q := range queries {
-				number, err := kind.p.data(q, n.begun)
-				i := slices.IndexFunc(legitimatelyEmpty, func(e exception) bool { return e.where == q.where })
-				switch {
-				case err != nil:
-					t.Errorf("%s: %v", q.where, err)
-				case number == 0 && (i < 0 || len(kind.p.now(t, legitimatelyEmpty[i].unless)) > 0):
-					t.Errorf("%s has no data: %s", q.where, q.expr)
-				case number > 0 && i >= 0 && len(kind.p.now(t, legitimatelyEmpty[i].unless)) == 0:
-					t.Errorf("%s has data, though %s", q.where, legitimatelyEmpty[i].because)
+			want, because := true, ""
+			for _, e := range legitimatelyEmpty {
+				if e.where == q.where {
+					want, because = len(p.now(t, e.unless)) > 0, e.because
 				}
 			}
-			t.Logf("%d queries", len(queries))
-		})
-	}
-	for _, e := range legitimatelyEmpty {
-		if !slices.ContainsFunc(queries, func(q query) bool { return q.where == e.where }) {
-			t.Errorf("there is no %s", e.where)
+			unused = slices.DeleteFunc(unused, func(e exception) bool { return e.where == q.where })
+			switch {
+			case want && number == 0:
+				t.Errorf("%s has no data: %s", q.where, q.expr)
+			case !want && number > 0:
+				t.Errorf("%s has data, though %s: %s", q.where, because, q.expr)
+			}
 		}
 	}
+	for _, e := range unused {
+		t.Errorf("there is no %s", e.where)
+	}
+	t.Logf("%d queries", asked)
 }

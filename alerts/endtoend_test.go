@@ -89,8 +89,8 @@ func (n *node) staysQuiet(t *testing.T) {
 	duration := time.Minute
 	if v := os.Getenv("SOCKQ_QUIET"); v != "" {
 		var err error
-		if duration, err = time.ParseDuration(v); err != nil {
-			t.Fatal(err)
+		if duration, err = time.ParseDuration(v); err != nil || duration < time.Minute {
+			t.Fatalf("SOCKQ_QUIET is %s, has to be a duration of a minute at least", v)
 		}
 	}
 	n.quickClients(10, 30*time.Millisecond)

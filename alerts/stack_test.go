@@ -71,12 +71,16 @@ func start(t *testing.T, path string, args ...string) (stdin io.Writer) {
 	if err := <-result; err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	var status error
+	go func() {
+		defer close(ended)
+		status = cmd.Wait()
+	}()
 	t.Cleanup(func() {
 		select {
-		case err := <-ended:
-			t.Errorf("%s ended by itself: %v", filepath.Base(path), err)
+		case <-ended:
+			t.Errorf("%s ended by itself: %v", filepath.Base(path), status)
 		default:
 			_ = cmd.Process.Kill()
 			<-ended
