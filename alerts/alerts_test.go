@@ -65,6 +65,9 @@ func TestAlertsTellWhatToDo(t *testing.T) {
 	}
 	unused := make(map[string]bool)
 	for _, f := range files {
+		if filepath.Base(f) == "README.md" {
+			continue
+		}
 		unused[strings.TrimSuffix(filepath.Base(f), ".md")] = true
 	}
 	for _, r := range rules(t) {
@@ -89,14 +92,14 @@ func TestAlertsTellWhatToDo(t *testing.T) {
 			t.Errorf("%s: %v", r.Alert, err)
 		}
 		delete(unused, r.Alert)
-		// Who, and what it is like.
-		for _, name := range []string{"summary", "description"} {
-			if text := r.Annotations[name]; strings.Contains(r.Expr, "listener_") && !strings.Contains(text, "$labels.address") {
-				t.Errorf("%s: the %s does not name the listener", r.Alert, name)
-			}
+		if !strings.Contains(r.Expr, "listener_") || strings.Contains(r.Expr, "sockq_lost_total") {
+			continue
 		}
-		if strings.Contains(r.Expr, "listener_") && r.Alert != "SockqEventsLost" && !strings.Contains(r.Annotations["description"], "sockq_listener_verdict{") {
-			t.Errorf("%s: the description does not say the verdict", r.Alert)
+		// Who, and what it is like.
+		for name, what := range map[string]string{"summary": "$labels.address", "description": "sockq_listener_verdict{"} {
+			if !strings.Contains(r.Annotations[name], what) {
+				t.Errorf("%s: the %s lacks %s", r.Alert, name, what)
+			}
 		}
 	}
 	for name := range unused {
