@@ -12,6 +12,10 @@ test:
 test-kernels:
 	go run ./probes/guests
 
+# A healthy node under load for five minutes, watched by Prometheus: no alert.
+test-alerts-quiet:
+	PACKAGES=./alerts SOCKQ_QUIET=5m bash .ci/test -v -count=1 -run 'TestEndToEnd/^quiet$$'
+
 # Compiles the BPF objects again (clang-19, llvm-19 and libbpf-dev from Debian).
 generate:
 	go generate ./...
@@ -20,4 +24,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test test-kernels generate bench
+.PHONY: build test test-kernels test-alerts-quiet generate bench
