@@ -16,7 +16,8 @@ test-kernels:
 test-alerts-quiet:
 	PACKAGES=./alerts SOCKQ_QUIET=5m bash .ci/test -v -count=1 -run 'TestEndToEnd/^quiet$$'
 
-# Compiles the BPF objects again (clang-19, llvm-19 and libbpf-dev from Debian).
+# Makes again what is generated: the BPF objects (clang-19, llvm-19 and libbpf-dev from
+# Debian), the dashboards, the PrometheusRule.
 generate:
 	go generate ./...
 
