@@ -186,7 +186,7 @@ func backlogs(s scope) *panel {
 		column{label: catalogue.LabelProcess, title: "Process"},
 		column{label: catalogue.LabelNamespace, title: "Namespace"},
 		column{label: catalogue.LabelPod, title: "Pod"},
-		column{expr: maxBy(listener, s.of(catalogue.BacklogRequested)), title: "Asked for", unit: units.NoUnit},
+		column{expr: maxBy(listener, s.of(catalogue.BacklogRequested)) + " / " + sockets, title: "Asked for", unit: units.NoUnit},
 		column{expr: sumBy(listener, s.of(catalogue.AcceptQueueLimit)) + " / " + sockets, title: "Limit", unit: units.NoUnit},
 		column{expr: setting("somaxconn"), title: "somaxconn", unit: units.NoUnit},
 		column{expr: setting("tcp_max_syn_backlog"), title: "tcp_max_syn_backlog", unit: units.NoUnit},

@@ -57,7 +57,7 @@ var (
 // What the event tracker sees at a listener.
 var (
 	BacklogRequested = listener("backlog_requested", Gauge, TrackBacklog, AllTiers, needsSyscalls,
-		"Last argument of listen(), before net.core.somaxconn clamped it.")
+		"Last argument of listen(), before net.core.somaxconn clamped it; summed over the sockets.")
 	Syns = listener("syns_total", Counter, TrackRefusals, TiersAB, "",
 		"SYNs that reached the listener.")
 	Connections = listener("connections_total", Counter, TrackConnections, AllTiers, "",
