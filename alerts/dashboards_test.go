@@ -67,7 +67,6 @@ var legitimatelyEmpty = []exception{
 	{"sockq-states/Time in FIN_WAIT2/A", timeWait, "FIN_WAIT2 may become a TIME_WAIT, of which no tracepoint tells"},
 	{"sockq-states/Time in TIME_WAIT/A", timeWait, "no tracepoint tells of TIME_WAIT"},
 	{"sockq-states/Transitions that TCP does not have/A", "sockq_tcp_unexpected_transitions_total", "there are none"},
-	{"sockq-agent/Lost, by what/A", "increase(sockq_lost_total[10m]) > 0", "nothing was lost"},
 	{"sockq-agent/variable/cluster", cluster, "the target has no such label"},
 	{"sockq-fleet/variable/cluster", cluster, "the target has no such label"},
 	{"sockq-listener/variable/cluster", cluster, "the target has no such label"},

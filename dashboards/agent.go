@@ -96,8 +96,8 @@ func agent() board {
 			rowOf("Losses",
 				lineOf(8,
 					graph(text{"Lost, by what", "What did not fit under a bound or could not be read. `…_over_cap`: raise the flag of that name, `--max-listeners` and its like. `…_unreadable`: a right is missing, `sockq check` says which. `listener_samples`: the node is too busy to sample in time; peaks may be low."},
-						units.CountsPerSecond, query{"{{what}}", sumBy(by(catalogue.LabelWhat), s.rate(catalogue.Lost)) + " > 0"}).
-						runbooks(eventsLost).empty("nothing was lost"),
+						units.CountsPerSecond, query{"{{what}}", sumBy(by(catalogue.LabelWhat), s.rate(catalogue.Lost))}).
+						runbooks(eventsLost),
 					graph(text{"Events missed by probes", "Events that the kernel did not hand over, since the program was already running on that CPU. Counters lack them. Above 0: other tracers may nest with sockq's probes; the audit shows whether it matters."},
 						units.CountsPerSecond, query{"{{probe}}", sumBy(by(catalogue.LabelProbe), s.rate(catalogue.ProbeMisses))}).
 						runbooks(eventsLost).
