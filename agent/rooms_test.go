@@ -42,7 +42,7 @@ var rooms = map[string][]string{
 	},
 	"alerts/prometheusrule": {},
 	// For tests and measurements only; nothing that ships imports them.
-	"probes/scenario": {"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "github.com/mdlayher/netlink"},
+	"probes/scenario": {"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "github.com/mdlayher/netlink", "github.com/cilium/ebpf"},
 	"probes/bench":    {"sockq", "github.com/cilium/ebpf"},
 	// They start the tests of the probes, and need nothing of them.
 	"probes/guests":      {},

@@ -58,14 +58,14 @@ func TestScenarios(t *testing.T) {
 	}()
 	defer func() { stop(); <-ended }()
 	outer := t
-	scenario.RunFrom(t, func(t *testing.T, ns *scenario.Namespace) {
+	scenario.RunFrom(t, func(t testing.TB, ns *scenario.Namespace) {
 		if !scenario.KernelAtLeast(5, 14) {
 			forget(t, p, ns)
 			occupy(outer, t, ns)
 		}
 		enter(t, p, dir, ns, false)
 		auditRefusals(t, p, ns) // what comes is held against this
-	}, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
+	}, func(t testing.TB, ns *scenario.Namespace, want scenario.Expect) {
 		t.Helper()
 		enter(t, p, dir, ns, want.Gone)
 		if want.Gone {
@@ -96,7 +96,7 @@ func TestScenarios(t *testing.T) {
 
 // enter lets the sock_diag source find a namespace, once it is not gone, and look
 // at it now and not in a second.
-func enter(t *testing.T, p *Probes, dir string, ns *scenario.Namespace, gone bool) {
+func enter(t testing.TB, p *Probes, dir string, ns *scenario.Namespace, gone bool) {
 	t.Helper()
 	if p.walk != nil {
 		return
@@ -115,7 +115,7 @@ func enter(t *testing.T, p *Probes, dir string, ns *scenario.Namespace, gone boo
 }
 
 // lookAgain gives the probes a sock_diag source that has not looked yet.
-func lookAgain(t *testing.T, p *Probes) {
+func lookAgain(t testing.TB, p *Probes) {
 	t.Helper()
 	if p.walk != nil {
 		return
@@ -135,7 +135,7 @@ func lookAgain(t *testing.T, p *Probes) {
 
 // occupy keeps a namespace when its test has ended. Without cookies namespaces go
 // by their inode numbers, and the next one gets the lowest that is free.
-func occupy(until, t *testing.T, ns *scenario.Namespace) {
+func occupy(until, t testing.TB, ns *scenario.Namespace) {
 	t.Helper()
 	t.Cleanup(func() {
 		fd, err := unix.Open(ns.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -147,7 +147,7 @@ func occupy(until, t *testing.T, ns *scenario.Namespace) {
 }
 
 // forget lets the tracker forget the namespace that had the same inode number.
-func forget(t *testing.T, p *Probes, ns *scenario.Namespace) {
+func forget(t testing.TB, p *Probes, ns *scenario.Namespace) {
 	t.Helper()
 	if _, err := p.tracked.tracker.Namespaces(); err != nil { // what was not read is not forgotten
 		t.Fatal(err)
@@ -183,7 +183,7 @@ func TestScenariosWithoutBPF(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, problems func() []string) {
+func eventually(t testing.TB, problems func() []string) {
 	t.Helper()
 	for end := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		found := problems()
@@ -194,7 +194,7 @@ func eventually(t *testing.T, problems func() []string) {
 	}
 }
 
-func report(t *testing.T, problems []string) {
+func report(t testing.TB, problems []string) {
 	t.Helper()
 	for _, p := range problems {
 		t.Error(p)
@@ -202,7 +202,7 @@ func report(t *testing.T, problems []string) {
 }
 
 // compare tells in what the Snapshot differs from a scenario.
-func compare(t *testing.T, p *Probes, ns *scenario.Namespace, want scenario.Expect) (problems []string) {
+func compare(t testing.TB, p *Probes, ns *scenario.Namespace, want scenario.Expect) (problems []string) {
 	t.Helper()
 	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	before := ns.Netstat()
@@ -246,7 +246,7 @@ func compare(t *testing.T, p *Probes, ns *scenario.Namespace, want scenario.Expe
 
 // look takes a census and finds a namespace and its live listeners in the
 // Snapshot.
-func look(t *testing.T, p *Probes, ns *scenario.Namespace) (*Namespace, map[string]Listener) {
+func look(t testing.TB, p *Probes, ns *scenario.Namespace) (*Namespace, map[string]Listener) {
 	t.Helper()
 	if err := p.readNamespaces(true); err != nil {
 		t.Fatal(err)
@@ -467,7 +467,7 @@ func compareTook(p *Probes, got map[string]Listener, want []scenario.Listener) (
 
 // compareSS holds the Snapshot against what ss prints in the namespace: the
 // states that it shows, and the listeners.
-func compareSS(t *testing.T, ns *scenario.Namespace, n *Namespace, listeners map[string]Listener) (problems []string) {
+func compareSS(t testing.TB, ns *scenario.Namespace, n *Namespace, listeners map[string]Listener) (problems []string) {
 	t.Helper()
 	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	var states [tcpstate.Count]uint64
@@ -524,7 +524,7 @@ var ssStates = map[string]tcpstate.State{
 }
 
 // ss runs ss inside the namespace and splits what it prints.
-func ss(t *testing.T, ns *scenario.Namespace, flags string) (lines [][]string) {
+func ss(t testing.TB, ns *scenario.Namespace, flags string) (lines [][]string) {
 	t.Helper()
 	path, err := exec.LookPath("ss")
 	if err != nil {
@@ -546,7 +546,7 @@ func ss(t *testing.T, ns *scenario.Namespace, flags string) (lines [][]string) {
 }
 
 // audit runs rounds until the namespace was audited, and expects no difference.
-func audit(t *testing.T, p *Probes, ns *scenario.Namespace) {
+func audit(t testing.TB, p *Probes, ns *scenario.Namespace) {
 	t.Helper()
 	p.auditor.find = func() (map[uint32]string, error) {
 		return map[uint32]string{ns.Inode(): ns.Path()}, nil
@@ -572,7 +572,7 @@ func audit(t *testing.T, p *Probes, ns *scenario.Namespace) {
 
 // auditRefusals expects that all that the kernel refused in the namespace was
 // counted. The first look of sock_diag's tells nothing yet.
-func auditRefusals(t *testing.T, p *Probes, ns *scenario.Namespace) {
+func auditRefusals(t testing.TB, p *Probes, ns *scenario.Namespace) {
 	t.Helper()
 	if p.refusals == nil {
 		return

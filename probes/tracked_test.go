@@ -18,7 +18,7 @@ var synSent = func() int {
 	return i
 }()
 
-func snapshot(t *testing.T, p *Probes) *Snapshot {
+func snapshot(t testing.TB, p *Probes) *Snapshot {
 	t.Helper()
 	s, err := p.Snapshot()
 	if err != nil {

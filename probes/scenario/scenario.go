@@ -142,27 +142,29 @@ func (s *Stage) End() {
 //
 // A check takes seconds at most: see Hold. It can name the namespace for others
 // by a symbolic link to ns.Path(). What is Expect.Gone cannot be entered.
-func Run(t *testing.T, check func(t *testing.T, ns *Namespace, want Expect)) {
+func Run(t *testing.T, check func(tb testing.TB, ns *Namespace, want Expect)) {
 	RunFrom(t, nil, check)
 }
 
 // RunFrom is Run that calls begin, which may be nil, in each new namespace before
 // anything happens there.
-func RunFrom(t *testing.T, begin func(t *testing.T, ns *Namespace), check func(t *testing.T, ns *Namespace, want Expect)) {
+func RunFrom(t *testing.T, begin func(tb testing.TB, ns *Namespace), check func(tb testing.TB, ns *Namespace, want Expect)) {
 	for _, sc := range All {
 		t.Run(sc.Name, func(t *testing.T) {
 			for _, family := range sc.families() {
 				t.Run(family.String(), func(t *testing.T) {
-					s := sc.stage(t, family)
-					if begin != nil {
-						begin(t, s.NS)
-					}
-					s.check = func(want Expect) {
-						if check != nil {
-							check(t, s.NS, want)
+					play(t, func(tb testing.TB) {
+						s := sc.stage(tb, family)
+						if begin != nil {
+							begin(tb, s.NS)
 						}
-					}
-					sc.Play(s)
+						s.check = func(want Expect) {
+							if check != nil {
+								check(tb, s.NS, want)
+							}
+						}
+						sc.Play(s)
+					})
 				})
 			}
 		})

@@ -26,7 +26,7 @@ func TestScenarios(t *testing.T) {
 	}
 	checks := 0
 	happened := make(map[tcpstate.Edge]uint64)
-	Run(t, func(t *testing.T, ns *Namespace, want Expect) {
+	Run(t, func(t testing.TB, ns *Namespace, want Expect) {
 		checks++
 		if want.Happened != nil {
 			for edge, n := range want.Happened.Transitions {

@@ -75,7 +75,7 @@ func kernelCounts(ns *scenario.Namespace) audited {
 }
 
 // patient sees that no wait is longer than a test.
-func patient(t *testing.T, tr *Tracker, id NamespaceID) {
+func patient(t testing.TB, tr *Tracker, id NamespaceID) {
 	t.Helper()
 	for _, l := range heard(t, tr, id) {
 		if waited := l.AcceptWait.Sum + l.Handshake.Sum; waited > 600 {
@@ -92,8 +92,8 @@ func TestFatesOfScenarios(t *testing.T) {
 		return
 	}
 	var id NamespaceID
-	begin := func(t *testing.T, ns *scenario.Namespace) { id = identify(t, ns) }
-	scenario.RunFrom(t, begin, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
+	begin := func(t testing.TB, ns *scenario.Namespace) { id = identify(t, ns) }
+	scenario.RunFrom(t, begin, func(t testing.TB, ns *scenario.Namespace, want scenario.Expect) {
 		t.Helper()
 		if want.Gone {
 			return
