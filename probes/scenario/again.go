@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
@@ -19,7 +20,7 @@ const attempts = 3
 // interrupts that come then, and do not count it: what a timer does to a socket is
 // missed as often as PID 1 runs.
 func play(t *testing.T, fn func(tb testing.TB)) {
-	if !hidesInit(t) {
+	if !hidesInit() {
 		fn(t)
 		return
 	}
@@ -88,8 +89,7 @@ func (a *attempt) Fatal(args ...any) {
 func (a *attempt) Fatalf(format string, args ...any) { a.Fatal(fmt.Sprintf(format, args...)) }
 
 // hidesInit tells whether this kernel is such a one.
-func hidesInit(t *testing.T) bool {
-	t.Helper()
+var hidesInit = sync.OnceValue(func() bool {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return false // it runs no program at all
@@ -99,4 +99,4 @@ func hidesInit(t *testing.T) bool {
 		return false
 	}
 	return slices.ContainsFunc(aux.Members, func(m btf.Member) bool { return m.Name == "init_owned" })
-}
+})
