@@ -16,11 +16,9 @@ const attempts = 3
 
 // play runs fn, and where the kernel hides events again if it failed.
 //
-// Some microVM kernels run no program of anybody else in the time of PID 1, nor in
-// interrupts that come then, and do not count it: what a timer does to a socket is
-// missed as often as PID 1 runs.
+// What a timer does to a socket is missed there as often as PID 1 runs.
 func play(t *testing.T, fn func(tb testing.TB)) {
-	if !hidesInit() {
+	if !HidesInit() {
 		fn(t)
 		return
 	}
@@ -88,8 +86,10 @@ func (a *attempt) Fatal(args ...any) {
 
 func (a *attempt) Fatalf(format string, args ...any) { a.Fatal(fmt.Sprintf(format, args...)) }
 
-// hidesInit tells whether this kernel is such a one.
-var hidesInit = sync.OnceValue(func() bool {
+// HidesInit tells whether this is one of the microVM kernels that run no program of
+// anybody else in the time of PID 1, nor in interrupts that come then, and do not count
+// it.
+var HidesInit = sync.OnceValue(func() bool {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return false // it runs no program at all

@@ -45,7 +45,7 @@ func TestChurn(t *testing.T) {
 		connections = 10_000
 	}
 	closeShared(t)
-	hides := hidesInit(t)
+	hides := scenario.HidesInit()
 	for range attempts {
 		c := churns(t, connections)
 		if c.missed == 0 && (!hides || c.differs == nil) {
@@ -413,21 +413,6 @@ func recordOwners(t *testing.T) *ebpf.Map {
 	}
 	t.Cleanup(func() { attached.Close() })
 	return owners
-}
-
-// hidesInit tells whether this kernel runs no program of anybody else in the time
-// of PID 1, interrupts included: a patch of some microVM kernels.
-func hidesInit(t *testing.T) bool {
-	t.Helper()
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var aux *btf.Struct
-	if err := kernel.TypeByName("bpf_prog_aux", &aux); err != nil {
-		t.Fatal(err)
-	}
-	return slices.ContainsFunc(aux.Members, func(m btf.Member) bool { return m.Name == "init_owned" })
 }
 
 func offset(t *testing.T, kernel *btf.Spec, name, field string) int16 {
