@@ -12,6 +12,18 @@ test:
 test-kernels:
 	go run ./probes/guests
 
+# Checks the Helm chart with helm, kubeconform, kube-score and kustomize.
+test-chart:
+	bash .ci/chart
+
+# Installs the chart on a real Kubernetes control plane and node, here; builds them first.
+test-cluster:
+	bash .ci/cluster
+
+# Renders deploy/kubernetes from the chart; needs helm.
+render:
+	go run ./deploy/render
+
 # Compiles the BPF objects again (clang-19, llvm-19 and libbpf-dev from Debian).
 generate:
 	go generate ./...
@@ -20,4 +32,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test test-kernels generate bench
+.PHONY: build test test-kernels test-chart test-cluster render generate bench

@@ -44,10 +44,12 @@ var rooms = map[string][]string{
 	// They start the tests of the probes, and need nothing of them.
 	"probes/guests":      {},
 	"probes/guests/init": {},
+	// It renders the chart, by helm.
+	"deploy/render": {},
 }
 
 var forTestsOnly = []string{
-	"sockq/probes/scenario", "sockq/probes/bench", "sockq/probes/guests", "sockq/probes/guests/init",
+	"sockq/probes/scenario", "sockq/probes/bench", "sockq/probes/guests", "sockq/probes/guests/init", "sockq/deploy/render",
 }
 
 func TestRooms(t *testing.T) {
