@@ -79,6 +79,7 @@ func (l *ledger) arrive(listeners []tracker.Listener, clock func(time.Duration) 
 		if e.ByLabels && expected && a.set == nil && !l.unasked {
 			a.set = l.place(e)
 		}
+		l.succeed(a, e)
 		if a.live = s != nil || e.ByLabels && a.set != nil && *e != a.seen; a.live {
 			a.sweeps = 0
 		}
@@ -117,6 +118,7 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 	if a.set == nil {
 		a.set = l.place(e)
 	}
+	l.succeed(a, e)
 	if a.set == nil {
 		l.nobodys++
 		return
@@ -126,28 +128,25 @@ func (l *ledger) depart(e *tracker.Listener, clock func(time.Duration) time.Time
 	a.set.peakRatio[0] = max(a.set.peakRatio[0], e.PeakRatio)
 }
 
+// succeed turns to the set that is there now, where the key is its labels: whoever
+// listens there next has it, too, and his namespace may have the number of one that
+// is gone.
+func (l *ledger) succeed(a *arrival, e *tracker.Listener) {
+	if !e.ByLabels || a.set == nil || a.set.Live {
+		return
+	}
+	if _, next := l.met(e); next != nil && next.Live {
+		a.set = next
+	}
+}
+
 // place finds the set of a socket by its labels, where no sample has met it under
 // its key: it may have come and gone between two reads. It is nil where its
 // namespace went, too, before anybody saw the socket.
 func (l *ledger) place(e *tracker.Listener) *set {
-	r := census.Listener{Inode: e.Namespace.Inode, NetnsCookie: e.Namespace.Cookie, Address: e.Address}
-	if e.Interface != 0 {
-		for _, s := range l.sockets {
-			o := &s.listener
-			if o.Inode == r.Inode && o.NetnsCookie == r.NetnsCookie && o.Address == r.Address && o.Interface == e.Interface && s.set != nil {
-				return s.set
-			}
-		}
-		// The device has a name as long as there is a socket.
-		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
-	}
-	// Nobody knows whose it was: the youngest series of the address is it.
-	exists, youngest := l.exists(r.Inode, r.NetnsCookie), l.youngest[place{r.Inode, r.NetnsCookie, address(&r)}]
-	if youngest == nil && r.Address.Port() >= firstHighPort {
-		youngest = l.youngest[place{r.Inode, r.NetnsCookie, sharedAddress(&r)}]
-	}
-	if !exists || youngest != nil && youngest.Namespace == l.name(r.Inode, r.NetnsCookie) {
-		return youngest
+	r, met := l.met(e)
+	if met != nil || !l.exists(r.Inode, r.NetnsCookie) {
+		return met
 	}
 	brief := &socket{listener: r}
 	l.assign(brief, &r)
@@ -155,6 +154,30 @@ func (l *ledger) place(e *tracker.Listener) *set {
 	l.leave(brief)
 	l.unseen(found)
 	return found
+}
+
+// met finds a set of these labels that a sample has met, nil if there is none.
+func (l *ledger) met(e *tracker.Listener) (r census.Listener, _ *set) {
+	r = census.Listener{Inode: e.Namespace.Inode, NetnsCookie: e.Namespace.Cookie, Address: e.Address}
+	if e.Interface != 0 {
+		for _, s := range l.sockets {
+			o := &s.listener
+			if o.Inode == r.Inode && o.NetnsCookie == r.NetnsCookie && o.Address == r.Address && o.Interface == e.Interface && s.set != nil {
+				return r, s.set
+			}
+		}
+		// The device has a name as long as there is a socket.
+		r.Device = "if" + strconv.FormatUint(uint64(e.Interface), 10)
+	}
+	// Nobody knows whose it was: the youngest series of the address is it.
+	youngest := l.youngest[place{r.Inode, r.NetnsCookie, address(&r)}]
+	if youngest == nil && r.Address.Port() >= firstHighPort {
+		youngest = l.youngest[place{r.Inode, r.NetnsCookie, sharedAddress(&r)}]
+	}
+	if youngest != nil && l.exists(r.Inode, r.NetnsCookie) && youngest.Namespace != l.name(r.Inode, r.NetnsCookie) {
+		return r, nil
+	}
+	return r, youngest
 }
 
 // unseen lets a set vanish of which no sample has met a socket.

@@ -158,6 +158,29 @@ func TestCollapseKeepsGroupsTogether(t *testing.T) {
 	}
 }
 
+// Where the key is the labels, whoever listens there next has it, too.
+func TestOwnerOfTheNextCountsByLabels(t *testing.T) {
+	b := newTrackedBench(10)
+	owners := map[uint64]Owner{1: {Process: "old"}, 2: {Process: "new"}}
+	b.owner = func(r *census.Listener) (Owner, bool) { return owners[r.Key], true }
+	const labels = 1 << 63
+	b.events([]census.Listener{listener(1, web, 0, 5)}, byLabels(labels, web, 3))
+	b.events([]census.Listener{listener(1, web, 0, 5)}, byLabels(labels, web, 4))
+	b.events([]census.Listener{listener(2, web, 0, 5)}, byLabels(labels, web, 7))
+	b.events([]census.Listener{listener(2, web, 0, 5)}, byLabels(labels, web, 8))
+	last := byLabels(labels, web, 9)
+	b.depart(&last, atEpoch)
+	sets := b.snapshot()
+	if len(sets) != 2 {
+		t.Errorf("%d sets, want 2", len(sets))
+	}
+	for _, s := range sets {
+		if want := map[string]uint64{"old": 4, "new": 5}[s.Owner.Process]; s.Drops[tracker.DropSynQueueFull] != want {
+			t.Errorf("of %q %d were refused, want %d", s.Owner.Process, s.Drops[tracker.DropSynQueueFull], want)
+		}
+	}
+}
+
 // On old kernels what is counted by labels belongs to whoever listens there now.
 func TestOwnerFoundLateOfCountsByLabels(t *testing.T) {
 	b := newTrackedBench(10)

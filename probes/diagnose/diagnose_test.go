@@ -30,6 +30,12 @@ var (
 		o.AcceptsKnown, o.BacklogRequestedKnown = false, false
 		return o
 	}()
+	// Linux 5.10: refusals are told, and no event of connections.
+	old = func() Observation {
+		o := tierA
+		o.ConnectionsKnown, o.AcceptsKnown, o.BacklogRequestedKnown, o.SynQueueKnown = false, false, false, false
+		return o
+	}()
 	// Without BPF: what sock_diag and /proc tell.
 	blind = func() Observation {
 		o := deaf
@@ -293,10 +299,13 @@ func TestVerdicts(t *testing.T) {
 
 		{"flood", tierA, flood, SynFlood, "6,024 SYNs in the last 60 s (100 a second), 6,024 were answered and 36 of them completed the handshake; 6,000 SYN cookies sent"},
 		{"flood", tierC, flood, SynFlood, "the SYN queue was full (129 of 128), 36 handshakes were completed*6,000 SYN cookies sent in namespace web and 12 came back"},
+		{"flood", old, flood, SynFlood, "6,000 SYN cookies sent for want of a place in the SYN queue, 12 came back"},
 		{"flood", tierA.listening(5), flood, SynFlood, ""},
 		{"flood", tierA.listening(4096), flood, SynFlood, ""},
 		{"flood without cookies", tierA, floodWithoutCookies, SynFlood, "6,000 SYNs dropped*sysctl -w net.ipv4.tcp_syncookies=1 in namespace web"},
 		{"flood without cookies", tierC, floodWithoutCookies, SynFlood, "up to 6,000 SYNs dropped here*tcp_syncookies=1"},
+		{"flood without cookies", old, floodWithoutCookies, Burst, "6,000 SYNs refused by the full SYN queue*it may be a SYN flood"},
+		{"cookies, and handshakes are completed", old, func(_ int, o *Observation) { o.cookie(500, 490) }, OK, "5,880 came back"},
 		{"flood, and clamped", clamp(tierA), flood, SynFlood, ""},
 		{"flood and a few refused", tierA, func(i int, o *Observation) { flood(i, o); o.overflow(1) }, SynFlood, ""},
 		{"a few cookies and many refused", tierA, func(i int, o *Observation) {

@@ -91,7 +91,15 @@ func less(a, b uint64) uint64 { return a - min(a, b) }
 // flooded tells whether SYNs found no place in the SYN queue, and more than it
 // holds and more than half of the handshakes are not completed.
 func (v *view) flooded() bool {
-	if v.pressure <= v.refused || v.silent <= v.connections || !v.ConnectionsKnown {
+	if v.pressure <= v.refused {
+		return false
+	}
+	if !v.ConnectionsKnown {
+		// Which handshakes are completed is known of those by cookies only.
+		silent := less(v.cookiesSent, v.cookiesValidated)
+		return v.RefusalsKnown && silent > v.cookiesValidated && silent >= v.synLimit()
+	}
+	if v.silent <= v.connections {
 		return false
 	}
 	if v.RefusalsKnown {

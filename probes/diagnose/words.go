@@ -17,7 +17,7 @@ func (v *view) verdict(k Kind) Verdict {
 		out.Advice = v.raise("which halves that")
 	case Burst:
 		out.Evidence = v.refusedWords() + v.keptUp()
-		if v.refused == 0 && !v.RefusalsKnown && !v.SynQueueKnown {
+		if v.refused == 0 && (!v.ConnectionsKnown || !v.RefusalsKnown && !v.SynQueueKnown) {
 			out.Evidence += "; this kernel does not tell whether handshakes are completed: it may be a SYN flood"
 		}
 		out.Advice = v.raise("since it bounds both queues")
@@ -192,11 +192,14 @@ func (v *view) clampedWords() (evidence, advice string) {
 }
 
 func (v *view) floodWords() (evidence, advice string) {
-	if v.RefusalsKnown {
-		answered := less(v.syns, v.refusedSyns+v.synQueueDrops+v.otherSyns)
+	switch answered := less(v.syns, v.refusedSyns+v.synQueueDrops+v.otherSyns); {
+	case v.RefusalsKnown && v.ConnectionsKnown:
 		evidence = fmt.Sprintf("%s SYNs%s (%s a second), %s were answered and %s of them completed the handshake; %s SYN cookies sent, %s SYNs dropped for want of a place in the SYN queue",
 			count(v.syns), v.inWindow(), rate(v.syns, v.seconds), count(answered), count(min(answered, v.connections)), count(v.cookiesSent), count(v.refusedSynQueue))
-	} else {
+	case v.RefusalsKnown:
+		evidence = fmt.Sprintf("%s SYNs%s (%s a second), %s were answered; %s SYN cookies sent for want of a place in the SYN queue, %s came back",
+			count(v.syns), v.inWindow(), rate(v.syns, v.seconds), count(answered), count(v.cookiesSent), count(v.cookiesValidated))
+	default:
 		evidence = fmt.Sprintf("the SYN queue was full (%s of %s), %s handshakes were completed%s; %s SYN cookies sent %s and %s came back, up to %s SYNs dropped here",
 			count(v.SynPeak), count(v.synLimit()), count(v.connections), v.inWindow(),
 			count(v.syncookiesSent), v.where(), count(v.syncookiesRecv), count(v.refusedSynQueue))

@@ -383,6 +383,7 @@ func TestFates(t *testing.T) {
 			play: func(s *scenario.Stage) {
 				l := s.Listen(5)
 				c := s.Peer().Connect(l.Addr())
+				l.Queued(1) // before that it is a request, and ended as such
 				s.Destroy(l.Addr(), c.Addr())
 				l.Accept()
 			},
