@@ -40,6 +40,7 @@ var rooms = map[string][]string{
 	"agent": {
 		"sockq", "github.com/alecthomas/kingpin", "github.com/prometheus",
 	},
+	"alerts/prometheusrule": {},
 	// For tests and measurements only; nothing that ships imports them.
 	"probes/scenario": {"sockq/probes/tcpstate", "sockq/probes/sockdiag", "sockq/probes/netns", "github.com/mdlayher/netlink"},
 	"probes/bench":    {"sockq", "github.com/cilium/ebpf"},
