@@ -125,6 +125,25 @@ func TestManifestsAreFresh(t *testing.T) {
 	}
 }
 
+// The chart has the rules and dashboards that there are, as they are.
+func TestCopiesAreFresh(t *testing.T) {
+	for pattern, dir := range map[string]string{"../alerts/rules.yaml": chart + "/files", "../dashboards/grafana/*.json": chart + "/files/dashboards"} {
+		originals, err := filepath.Glob(pattern)
+		if err != nil || len(originals) == 0 {
+			t.Fatalf("there are no %s", pattern)
+		}
+		for _, original := range originals {
+			if read(t, original) != read(t, filepath.Join(dir, filepath.Base(original))) {
+				t.Errorf("%s has changed since it was copied into the chart: go run ./deploy/render", original)
+			}
+		}
+		copied, err := filepath.Glob(filepath.Join(dir, "*"+filepath.Ext(pattern)))
+		if err != nil || len(copied) != len(originals) {
+			t.Errorf("the chart has %q, there are %q", copied, originals)
+		}
+	}
+}
+
 // What the manifests give is what sockq --help asks for, and nothing else.
 func TestRights(t *testing.T) {
 	spec := defaults(t)
@@ -316,6 +335,14 @@ func TestChart(t *testing.T) {
 			}
 		})
 	}
+	t.Run("misspelt", func(t *testing.T) {
+		manifests := template(t, chart+"/ci/rights-values.yaml")
+		for was, is := range map[string]string{"hostPID:": "hostPid:", "honorLabels:": "honourLabels:", "containerPort: 10813": "containerPort: http"} {
+			if out, err := kubeconform(schemas, strings.Replace(manifests, was, is, 1)); err == nil {
+				t.Errorf("%s instead of %s passes: %s", is, was, out)
+			}
+		}
+	})
 	for _, dir := range []string{"kubernetes", "testdata/overlay"} {
 		t.Run(dir, func(t *testing.T) { conform(t, schemas, mustRun(t, nil, "kustomize", "build", dir)) })
 	}
@@ -332,7 +359,13 @@ func template(t *testing.T, values string) string {
 
 func conform(t *testing.T, schemas, manifests string) {
 	t.Helper()
-	mustRun(t, []byte(manifests), "kubeconform", "-strict", "-summary", "-schema-location", schemas+"/{{.ResourceKind}}{{.KindSuffix}}.json", "-")
+	if out, err := kubeconform(schemas, manifests); err != nil {
+		t.Errorf("kubeconform: %v: %s", err, out)
+	}
+}
+
+func kubeconform(schemas, manifests string) (string, error) {
+	return command([]byte(manifests), "kubeconform", "-strict", "-schema-location", schemas+"/{{.ResourceKind}}{{.KindSuffix}}.json", "-")
 }
 
 // TestSchemaOfTheChart: wrong values are refused, with their names.

@@ -34,11 +34,19 @@ var manifests = map[string]string{
 	"daemonset.yaml":                      "daemonset.yaml",
 	"networkpolicy.yaml":                  "networkpolicy.yaml",
 	"prometheus-operator/podmonitor.yaml": "podmonitor.yaml",
+
+	"prometheus-operator/prometheusrule.yaml": "prometheusrule.yaml",
+}
+
+// copies are where the chart has what it takes from elsewhere.
+var copies = map[string]string{
+	"alerts/rules.yaml":         chart + "/files",
+	"dashboards/grafana/*.json": chart + "/files/dashboards",
 }
 
 // turnedOn are values beyond the defaults: what of it belongs to no base is a
 // component.
-var turnedOn = []string{"podMonitor.enabled=true"}
+var turnedOn = []string{"podMonitor.enabled=true", "prometheusRule.enabled=true"}
 
 func main() {
 	check := flag.Bool("check", false, "write nothing; fail if something is stale")
@@ -54,22 +62,27 @@ func render(check bool) error {
 	if check {
 		put = compare
 	}
-	files, err := manifestFiles()
-	if err != nil {
-		return err
-	}
-	var failed error
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		failed = errors.Join(failed, put(name, files[name]))
-	}
-	if failed != nil {
-		return failed
+	for _, files := range []func() (map[string][]byte, error){copiedFiles, manifestFiles} {
+		if err := putAll(files, put); err != nil {
+			return err
+		}
 	}
 	list, err := sumUp()
 	if err != nil {
 		return err
 	}
 	return put(sums, list)
+}
+
+func putAll(files func() (map[string][]byte, error), put func(string, []byte) error) error {
+	all, err := files()
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		err = errors.Join(err, put(name, all[name]))
+	}
+	return err
 }
 
 func write(name string, data []byte) error {
@@ -84,6 +97,23 @@ func compare(name string, want []byte) error {
 		return fmt.Errorf("%s is stale: go run ./deploy/render", name)
 	}
 	return nil
+}
+
+// copiedFiles are those of the chart that are copies.
+func copiedFiles() (map[string][]byte, error) {
+	files := make(map[string][]byte)
+	for pattern, to := range copies {
+		names, err := filepath.Glob(pattern)
+		if err != nil || len(names) == 0 {
+			return nil, fmt.Errorf("there are no %s", pattern)
+		}
+		for _, name := range names {
+			if files[path.Join(to, filepath.Base(name))], err = os.ReadFile(name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return files, nil
 }
 
 // manifestFiles renders the chart.
