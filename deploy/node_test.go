@@ -94,7 +94,7 @@ func (c *cluster) start(args ...string) *part {
 		p.end()
 		log.Close()
 		if p.t.Failed() {
-			p.t.Logf("%s said\n%s", args[0], tail(log.Name(), 40))
+			p.t.Logf("%s said\n%s", args[0], tail(log.Name(), 10))
 		}
 	})
 	return p
@@ -146,6 +146,12 @@ func (c *cluster) clean() {
 	if err := os.RemoveAll(c.dir); err != nil {
 		c.t.Error(err)
 	}
+	for _, pattern := range []string{"/sys/fs/cgroup/k8s.io", "/sys/fs/cgroup/*/k8s.io"} {
+		groups, _ := filepath.Glob(pattern)
+		for _, group := range groups {
+			_ = os.Remove(group) // unless somebody else's containers are in it
+		}
+	}
 }
 
 // removeContainers ends what would outlive containerd.
@@ -192,7 +198,7 @@ func (c *cluster) startControlPlane() {
 		"--tls-cert-file="+serving+".crt", "--tls-private-key-file="+serving+".key", "--client-ca-file="+c.authority.path+".crt",
 		"--kubelet-client-certificate="+admin+".crt", "--kubelet-client-key="+admin+".key", "--kubelet-certificate-authority="+c.authority.path+".crt",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+serving+".key", "--service-account-signing-key-file="+serving+".key",
-		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged")
+		"--kubelet-preferred-address-types=InternalIP", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged")
 	kubeconfig := c.kubeconfig("admin", admin)
 	t.Setenv("KUBECONFIG", kubeconfig)
 	eventually(t, time.Minute, "the API server is ready", func() error {
@@ -234,7 +240,7 @@ containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 authentication:
   anonymous: {enabled: false}
   webhook: {enabled: true}
-  x509: {clientCAFile: CA.crt}
+  x509: {clientCAFile: AUTHORITY.crt}
 authorization: {mode: Webhook}
 tlsCertFile: SERVING.crt
 tlsPrivateKeyFile: SERVING.key
@@ -260,7 +266,7 @@ func (c *cluster) startNode() {
 	port := freePorts(t, 1)[0]
 	serving := c.authority.issue(t, "kubelet-serving", pkix.Name{CommonName: nodeName}, c.node)
 	client := c.authority.issue(t, "kubelet", pkix.Name{CommonName: "system:node:" + nodeName, Organization: []string{"system:nodes"}})
-	fill := strings.NewReplacer("DIR", c.dir, "IMAGE", busyboxTag, "CA", c.authority.path, "SERVING", serving, "NODE", c.node, "PORT", port)
+	fill := strings.NewReplacer("DIR", c.dir, "IMAGE", busyboxTag, "AUTHORITY", c.authority.path, "SERVING", serving, "NODE", c.node, "PORT", port)
 	c.write("cni/10-bridge.conflist", fmt.Sprintf(`{"cniVersion": "0.4.0", "name": "sockq", "plugins": [
   {"type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": false,
    "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`, bridge, c.dir+"/ipam", podNetwork))
