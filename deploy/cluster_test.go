@@ -2,6 +2,8 @@ package deploy_test
 
 import (
 	"cmp"
+	"crypto/tls"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,6 +73,7 @@ func TestCluster(t *testing.T) {
 		{"rolling update", (*cluster).rolls},
 		{"drain", (*cluster).survivesDrain},
 		{"kubelet", (*cluster).asksKubelet},
+		{"TLS and a password", (*cluster).wantsPassword},
 		{"kustomize", (*cluster).comesByKustomize},
 	} {
 		// Each goes on where the one before it ended.
@@ -423,6 +426,39 @@ func (c *cluster) asksKubelet() {
 		out, _ := command(nil, "kubectl", append([]string{"auth", "can-i", "--as=system:serviceaccount:sockq:sockq"}, strings.Fields(what)...)...)
 		if !strings.HasSuffix(strings.TrimSpace(out), may) {
 			c.t.Errorf("may sockq %s: %s", what, out)
+		}
+	}
+}
+
+// The hash is of fakepassword.
+const webConfig = `
+tls_server_config: {cert_file: /etc/sockq/web/tls.crt, key_file: /etc/sockq/web/tls.key}
+basic_auth_users: {prometheus: $2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi}
+`
+
+// wantsPassword: with a web configuration from a Secret.
+func (c *cluster) wantsPassword() {
+	certificate := c.authority.issue(c.t, "web", pkix.Name{CommonName: "sockq"}, c.node)
+	c.kubectl("-n", "sockq", "create", "secret", "generic", "sockq-web", "--from-file=web-config.yml="+c.write("web-config.yml", webConfig),
+		"--from-file=tls.crt="+certificate+".crt", "--from-file=tls.key="+certificate+".key")
+	c.helm("--set", "webConfig.secretName=sockq-web")
+	_, ip := c.pod("sockq")
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // the pod's address is in no certificate
+	for password, want := range map[string]int{"": http.StatusUnauthorized, "wrong": http.StatusUnauthorized, "fakepassword": http.StatusOK} {
+		request, err := http.NewRequest(http.MethodGet, "https://"+ip+":10813/metrics", nil)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if password != "" {
+			request.SetBasicAuth("prometheus", password)
+		}
+		resp, err := client.Do(request)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			c.t.Errorf("with password %q: %s", password, resp.Status)
 		}
 	}
 }

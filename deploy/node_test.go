@@ -206,7 +206,7 @@ func (c *cluster) startControlPlane() {
 		return err
 	})
 	c.start("kube-controller-manager", "--kubeconfig="+kubeconfig, "--bind-address=127.0.0.1", "--secure-port="+ports[3], "--leader-elect=false",
-		"--service-account-private-key-file="+serving+".key", "--root-ca-file="+c.authority.path+".crt")
+		"--flex-volume-plugin-dir="+c.dir+"/plugins", "--service-account-private-key-file="+serving+".key", "--root-ca-file="+c.authority.path+".crt")
 	c.start("kube-scheduler", "--kubeconfig="+kubeconfig, "--bind-address=127.0.0.1", "--secure-port="+ports[4], "--leader-elect=false")
 }
 
