@@ -10,7 +10,7 @@ rule {
   }
   label "severity" {
     severity = "bug"
-    value    = "critical|warning|info"
+    value    = "(critical|warning|info)"
     required = true
   }
   annotation "summary" {

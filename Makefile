@@ -24,7 +24,12 @@ test-cluster:
 render:
 	go run ./deploy/render
 
-# Compiles the BPF objects again (clang-19, llvm-19 and libbpf-dev from Debian).
+# A healthy node under load for five minutes, watched by Prometheus: no alert.
+test-alerts-quiet:
+	PACKAGES=./alerts SOCKQ_QUIET=5m bash .ci/test -v -count=1 -run 'TestEndToEnd/^quiet$$'
+
+# Makes again what is generated: the BPF objects (clang-19, llvm-19 and libbpf-dev from
+# Debian), the dashboards, the PrometheusRule.
 generate:
 	go generate ./...
 
@@ -32,4 +37,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test test-kernels test-chart test-cluster render generate bench
+.PHONY: build test test-kernels test-chart test-cluster render test-alerts-quiet generate bench

@@ -67,13 +67,14 @@ func agent() board {
 					graph(text{"Duration of reads", "How long the last read of each source took, on the slowest node. `sockets` is the census, `listeners` the walk ten times a second, `audit` sock_diag. Long ones: very many sockets, or namespaces that have to be entered."},
 						units.Seconds, query{"{{source}}", maxBy(by(catalogue.LabelSource), s.of(catalogue.SourceDuration))}),
 					graph(text{"Age of sources", "Seconds since each source was last read successfully, on the node where it is longest ago. A few intervals are fine, `--census.interval` is 5 s; a line that climbs is a source that fails or hangs: its metrics are old."},
-						units.Seconds, query{"{{source}} · {{instance}}", topk("10", age)}).
+						units.Seconds, query{"{{source}} · {{instance}}", only(also(node, catalogue.LabelSource), age, "bottomk(10, "+maxBy(also(node, catalogue.LabelSource), s.of(catalogue.SourceLastSuccess)+" @ end()")+")")}).
 						thresholds(fine, step{60, look}, step{300, act}).lined().runbooks(agentDegraded),
 					timeline(text{"Sources that fail", "Whether the last read of a source succeeded, for those that failed in the last hour. The agent's log has the error; what the source fills is old or absent meanwhile."},
 						[]word{{"1", "up", fine}, {"0", "down", act}},
 						query{"{{source}} · {{instance}}", minBy(also(node, catalogue.LabelSource), only([]string{labelCluster, labelInstance, catalogue.LabelSource}, s.of(catalogue.SourceUp),
-							minBy(also(node, catalogue.LabelSource), "min_over_time("+s.of(catalogue.SourceUp)+"[1h])")+" == 0"))}).
-						runbooks(agentDegraded).empty("every source was read"),
+							minBy(also(node, catalogue.LabelSource), "min_over_time("+s.of(catalogue.SourceUp)+"[1h])")+" == 0")) +
+							` or on () label_replace(vector(1), "source", "none failed", "", "")`}).
+						runbooks(agentDegraded),
 				),
 			),
 			rowOf("Audit",
@@ -109,14 +110,14 @@ func agent() board {
 						column{label: catalogue.LabelProbe, title: "Probe"},
 						column{label: catalogue.LabelMechanism, title: "Mechanism"},
 						column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-						column{expr: maxBy(also(node, catalogue.LabelProbe, catalogue.LabelMechanism), s.of(catalogue.ProbeAttached)), title: "Attached", words: []word{{"1", "yes", fine}, {"0", "missing", look}}},
+						column{expr: "1 - " + maxBy(also(node, catalogue.LabelProbe, catalogue.LabelMechanism), s.of(catalogue.ProbeAttached)), title: "Attached", words: []word{{"0", "yes", fine}, {"1", "missing", look}}},
 					).runbooks(agentDegraded),
 					columns(text{"Builds and kernels", "Version of the agent, release and tier of the kernel, and when the agent started. More than one version for long: a rollout is stuck. Started just now, again and again: it crashes, see its log."}, "Started",
 						column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-						column{label: labelVersion, title: "Version"},
-						column{label: "revision", title: "Revision"},
-						column{label: "goversion", title: "Go"},
-						column{label: "goarch", title: "Architecture"},
+						column{label: labelVersion, title: "Version", wide: 100},
+						column{label: "revision", title: "Revision", wide: 90},
+						column{label: "goversion", title: "Go", wide: 90},
+						column{label: "goarch", title: "CPU", wide: 70},
 						column{label: labelRelease, title: "Kernel"},
 						column{label: labelTier, title: "Tier", wide: 70},
 						column{expr: maxBy(node, s.ofAgents(s.named(processStart))) + " * 1000", title: "Started", unit: units.DateTimeFromNow},

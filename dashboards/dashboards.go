@@ -117,7 +117,7 @@ func (b board) build() (dashboard.Dashboard, error) {
 		Annotation(b.annotation()).
 		Link(dashboard.NewDashboardLinkBuilder("sockq").
 			Type(dashboard.DashboardLinkTypeDashboards).Icon("external link").
-			Tags([]string{tag}).IncludeVars(true).KeepTime(true)).
+			Tags([]string{tag}).AsDropdown(true).IncludeVars(true).KeepTime(true)).
 		Build()
 	if err != nil {
 		return d, err
@@ -128,23 +128,23 @@ func (b board) build() (dashboard.Dashboard, error) {
 	return d, err
 }
 
-// annotation marks when an alert on what was chosen began and ended. Alerts lack
-// the labels that do not concern them.
+// annotation marks when pages on what was chosen began and ended, one mark for all
+// listeners: each warning of each would paint the graphs red. Alerts lack the labels
+// that do not concern them.
 func (b board) annotation() cog.Builder[dashboard.AnnotationQuery] {
-	matchers := []string{`alertname=~"Sockq.+"`, is("alertstate", "firing")}
+	matchers := []string{`alertname=~"Sockq.+"`, is("alertstate", "firing"), is(labelSeverity, "critical")}
 	for _, label := range b.scope {
 		matchers = append(matchers, label+`=~"|${`+label+`}"`)
 	}
 	return dashboard.NewAnnotationQueryBuilder().
-		Name("Alerts").
+		Name("Critical alerts").
 		Datasource(datasource).
 		Enable(true).
 		IconColor(act).
-		Expr(alerts + "{" + strings.Join(matchers, ", ") + "}").
+		Expr(maxBy(by(labelAlert), alerts+"{"+strings.Join(matchers, ", ")+"}")).
 		Step("60s").
 		TitleFormat("{{alertname}}").
-		TextFormat("{{severity}} {{instance}} {{netns}} {{address}} {{process}} {{pod}}").
-		TagKeys("alertname,severity")
+		TagKeys(labelAlert)
 }
 
 // variables lets the user choose the data source and what the scope has, each

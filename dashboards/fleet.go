@@ -1,6 +1,9 @@
 package dashboards
 
 import (
+	"strconv"
+	"strings"
+
 	"github.com/grafana/grafana-foundation-sdk/go/units"
 
 	"sockq/collectors/catalogue"
@@ -22,7 +25,7 @@ func fleet() board {
 						units.Short, query{"nodes", countBy(nil, countBy(node, s.of(catalogue.BuildInfo)))}),
 					agentsDown(s),
 					stats(text{"Tiers", "How many nodes have kernels of which tier: A trampolines, B kprobes, C tracepoints only, none without BPF. On C it is not known why a SYN was refused, only that; `sockq check` on the node says what would give more."},
-						units.Short, query{"tier {{tier}}", countBy(by(labelTier), s.of(catalogue.KernelInfo))}),
+						units.Short, query{"tier {{tier}}", "label_replace(" + countBy(by(labelTier), s.of(catalogue.KernelInfo)) + `, "tier", "none", "tier", "")`}),
 					stats(text{"Listeners", "Listening addresses that sockq sees, SO_REUSEPORT groups as one."},
 						units.Short, query{"listeners", countBy(nil, peak)}),
 					stats(text{"Refusing now", "Listeners whose full accept queue refused somebody in the last minute. Above 0: the table of the worst listeners has them, with a link to each."},
@@ -56,26 +59,25 @@ func fleet() board {
 			rowOf("Alerts",
 				lineOf(7,
 					columns(text{"Firing", "sockq's alerts that fire on the nodes chosen, and those that are about no single node. The name leads to the runbook: meaning, diagnosis, remedy."}, "Severity",
-						column{label: labelSeverity, title: "Severity", wide: 100, words: []word{{"critical", "critical", act}, {"warning", "warning", look}, {"info", "info", neutral}}},
+						column{expr: byRank("critical", "warning", "info"), title: "Severity", wide: 100, words: []word{{"3", "critical", act}, {"2", "warning", look}, {"1", "info", neutral}}},
 						column{label: labelAlert, title: "Alert", url: runbookBase + "${__data.fields.alertname}.md"},
 						column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-						column{label: catalogue.LabelNetns, title: "Network namespace"},
+						column{label: catalogue.LabelNetns, title: "Netns"},
 						column{label: catalogue.LabelAddress, title: "Address", url: toListener(ofRow)},
 						column{label: catalogue.LabelProcess, title: "Process"},
 						column{label: catalogue.LabelPod, title: "Pod"},
-						column{expr: maxBy(by(labelCluster, labelSeverity, labelAlert, labelInstance, catalogue.LabelNetns, catalogue.LabelAddress, catalogue.LabelProcess, catalogue.LabelPod), alertsFiring)},
 					).empty("no alert of sockq fires"),
 				),
 			),
 			rowOf("Over time",
 				lineOf(8,
 					graph(text{"Refused by node", "SYNs and final ACKs that full accept queues refused, on the ten nodes with the most. One node alone: look at its application or its load balancing; all at once: at the traffic."},
-						units.CountsPerSecond, query{nodeLegend, topk("10", sumBy(node, s.rule(OverflowRate1m)))}).
+						units.CountsPerSecond, query{nodeLegend, most("10", node, sumBy(node, s.rule(OverflowRate1m)), "sum", s.rule(OverflowRate1m))}).
 						leads("Listeners of this node", toNode(listenerUID, ofSeries)).runbooks(acceptQueueOverflow).
 						tiers("Needs the recording rules of alerts/rules.yaml.").
 						empty("no accept queue overflowed, or the recording rules are not loaded"),
 					graph(text{"Fullest accept queues", "Peaks of the last 60 to 120 s as shares of what the queue holds, of the ten listeners that come closest to it. From 0.8 on there is little room for a burst."},
-						units.PercentUnit, query{listenerLegend, topk("10", peak)}).
+						units.PercentUnit, query{listenerLegend, most("10", listener, peak, "max", s.of(catalogue.AcceptQueuePeakRatio))}).
 						share().lined().leads("This listener", toListener(ofSeries)).runbooks(acceptQueueNearFull),
 				),
 				lineOf(8,
@@ -86,8 +88,8 @@ func fleet() board {
 						empty("no connect() failed since the agents started"),
 					graph(text{"SYN cookies and SYN-queue drops", "What the kernels count where SYN queues are full, by node. Cookies keep handshakes going without a place in the queue, but lose options. Much of either, and few completed handshakes: a SYN flood; otherwise a backlog that is too short."},
 						units.CountsPerSecond,
-						query{"cookies · {{instance}}", topk("10", sumBy(node, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "SyncookiesSent"))))},
-						query{"dropped · {{instance}}", topk("10", sumBy(node, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "TCPReqQFullDrop"))))}).
+						query{"cookies · {{instance}}", busiest("10", node, sumBy(node, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "SyncookiesSent"))), s.of(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "SyncookiesSent")))},
+						query{"dropped · {{instance}}", busiest("10", node, sumBy(node, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "TCPReqQFullDrop"))), s.of(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "TCPReqQFullDrop")))}).
 						runbooks(synFlood, synQueueOverflow),
 				),
 			),
@@ -108,19 +110,19 @@ func worstListeners(s scope) *panel {
 	of := func(expr string) string { return only(listener, expr, worst) }
 
 	return columns(text{"Worst listeners", "The 25 listeners that refuse most, then those whose accept queues came closest to their limits. The address leads to the listener's dashboard, which says whether to raise the backlog, raise somaxconn, or accept faster."}, "Refused",
-		column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-		column{label: catalogue.LabelNetns, title: "Network namespace"},
-		column{label: catalogue.LabelAddress, title: "Address", url: toListener(ofRow)},
-		column{label: catalogue.LabelProcess, title: "Process"},
-		column{label: catalogue.LabelNamespace, title: "Namespace"},
+		column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow), wide: 110},
+		column{label: catalogue.LabelNetns, title: "Netns", wide: 110},
+		column{label: catalogue.LabelAddress, title: "Address", url: toListener(ofRow), wide: 150},
+		column{label: catalogue.LabelProcess, title: "Process", wide: 110},
+		column{label: catalogue.LabelNamespace, title: "Namespace", wide: 100},
 		column{label: catalogue.LabelPod, title: "Pod"},
-		column{label: labelVerdict, title: "Verdict", words: verdictNames()},
+		column{label: labelVerdict, title: "Verdict", words: verdictNames(), wide: 100},
 		column{expr: of(orZero(listener, sumBy(listener, s.rule(OverflowRate5m)), peak)), title: "Refused", unit: units.CountsPerSecond, steps: anyIsBad},
 		column{expr: of(orZero(listener, sumBy(listener, s.rate(catalogue.SocketDrops)), peak)), title: "Socket drops", unit: units.CountsPerSecond, steps: anyIsOdd},
 		column{expr: of(peak), title: "Peak", unit: units.PercentUnit, steps: nearFull},
 		column{expr: of(maxBy(listener, s.of(catalogue.AcceptQueueFillRatio))), title: "Fill now", unit: units.PercentUnit, steps: nearFull},
 		column{expr: of(meanWait(s)), title: "Mean wait", unit: units.Seconds, steps: []step{{1, look}}},
-		column{expr: of(sumBy(listener, s.of(catalogue.AcceptQueueLimit))), title: "Limit", unit: units.Short},
+		column{expr: of(sumBy(listener, s.of(catalogue.AcceptQueueLimit))), title: "Limit", unit: units.NoUnit},
 		column{expr: of(maxBy(also(listener, labelVerdict), s.of(catalogue.Verdict)+" == 1"))},
 	).runbooks(acceptQueueOverflow, acceptQueueNearFull, acceptWaitLong).
 		tiers("Refused: by the recording rules, over five minutes; 0 where they are not loaded. On tier C it is estimated from socket drops.")
@@ -128,7 +130,7 @@ func worstListeners(s scope) *panel {
 
 func nodes(s scope) *panel {
 	missing := "1 - " + maxBy(also(node, catalogue.LabelProbe), s.of(catalogue.ProbeAttached))
-	return columns(text{"Nodes", "Every node with its agent. Down: is the pod or the service running, does the port answer? Probes missing: `sockq check` on the node names each, with the kernel, right or setting that would give it; tier C has some by nature."}, "Refused",
+	return columns(text{"Each node", "Every node with its agent. Down: is the pod or the service running, does the port answer? Probes missing: `sockq check` on the node names each, with the kernel, right or setting that would give it; tier C has some by nature."}, "Refused",
 		column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
 		column{label: labelTier, title: "Tier", wide: 70},
 		column{label: labelRelease, title: "Kernel"},
@@ -147,12 +149,20 @@ func nodes(s scope) *panel {
 // also how rules say that nobody was refused.
 const ruled = "Needs the recording rules of alerts/rules.yaml, and is 0 where they are not loaded."
 
-// alertsFiring are those on the nodes chosen; alerts that are about no single
-// target have neither job nor instance.
-const alertsFiring = alerts + `{alertname=~"Sockq.+", alertstate="firing", cluster=~"|${cluster}", job=~"|${job}", instance=~"|${instance}"}`
+// byRank are the alerts that fire on the nodes chosen, as numbers to sort by, the
+// gravest highest; those that are about no single target have neither job nor instance.
+func byRank(severities ...string) string {
+	labels := by(labelCluster, labelAlert, labelInstance, catalogue.LabelNetns, catalogue.LabelAddress, catalogue.LabelProcess, catalogue.LabelPod)
+	var ranks []string
+	for i, severity := range severities {
+		firing := alerts + `{alertname=~"Sockq.+", alertstate="firing", ` + is(labelSeverity, severity) + `, cluster=~"|${cluster}", job=~"|${job}", instance=~"|${instance}"}`
+		ranks = append(ranks, strconv.Itoa(len(severities)-i)+" * "+maxBy(labels, firing))
+	}
+	return strings.Join(ranks, " or ")
+}
 
 func agentsDown(s scope) *panel {
-	return stats(text{"Agents down", "Targets of sockq's jobs that Prometheus could not scrape just now. Their nodes are not watched: see whether the agent runs and its port answers."},
+	return stats(text{"Down", "Targets of sockq's jobs that Prometheus could not scrape just now. Their nodes are not watched: see whether the agent runs and its port answers."},
 		units.Short, query{"down", sumBy(nil, "1 - "+targetsOfSockq(s))}).
 		thresholds(fine, oneIsBad...).runbooks(agentDown)
 }

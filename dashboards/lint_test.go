@@ -217,7 +217,7 @@ var rules = map[string]func(d *grafanaBoard, report func(where, why string)){
 			}
 			for _, unit := range got {
 				// Of Grafana's ids of units those that are in use here.
-				if !slices.Contains([]any{"none", "short", "percentunit", "s", "cps", "bytes", "dateTimeFromNow"}, unit) {
+				if !slices.Contains([]any{"none", "short", "percentunit", "s", "string", "cps", "bytes", "dateTimeFromNow"}, unit) {
 					report(p.Title, fmt.Sprintf("unit %q", unit))
 				}
 			}

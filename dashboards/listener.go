@@ -16,7 +16,7 @@ func listeners() board {
 	}
 	// fullest keeps a graph legible when many listeners are chosen.
 	fullest := func(expr string) string {
-		return only(listener, expr, topk("10", maxBy(listener, s.of(catalogue.AcceptQueuePeakRatio))))
+		return most("10", listener, expr, "max", s.of(catalogue.AcceptQueuePeakRatio))
 	}
 	each := func(m *catalogue.Metric) string { return fullest(sumBy(listener, s.of(m))) }
 
@@ -48,7 +48,7 @@ func listeners() board {
 						thresholds(fine, oneIsOdd...).runbooks(acceptWaitLong).
 						empty("several listeners share the port, or nobody knows who holds it"),
 				),
-				lineOf(7,
+				lineOf(9,
 					timeline(text{"Verdicts", "The diagnosis of each listener over its last minute, every 5 s. The agent's JSON (/api/v1/snapshot on the node) has its evidence in numbers and the advice in words; the runbooks have more."},
 						verdicts, query{listenerLegend, fullest(currentVerdict(s))}).
 						runbooks(listenerStalled, backlogClamped, synFlood),
@@ -140,7 +140,8 @@ func listeners() board {
 				),
 			),
 			rowOf("Whose, and how long a backlog",
-				lineOf(9, owners(s), backlogs(s)),
+				lineOf(8, owners(s)),
+				lineOf(8, backlogs(s)),
 			),
 		},
 	}
@@ -160,7 +161,7 @@ func owners(s scope) *panel {
 	return columns(text{"Owner", "Who would accept: the process, and its container and pod where known. No process: its socket is open nowhere that sockq may look, `sockq check` says which right is missing. Rows without connections are former owners, kept for five minutes."}, "Connections",
 		column{label: catalogue.LabelAddress, title: "Address", url: toListener(ofRow)},
 		column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-		column{label: catalogue.LabelNetns, title: "Network namespace"},
+		column{label: catalogue.LabelNetns, title: "Netns"},
 		column{label: catalogue.LabelProcess, title: "Process"},
 		column{label: catalogue.LabelNamespace, title: "Namespace"},
 		column{label: catalogue.LabelPod, title: "Pod"},
@@ -181,16 +182,16 @@ func backlogs(s scope) *panel {
 	return columns(text{"Backlog: asked for, got, allowed", "Per socket: the argument of listen(), the limit in force, and the namespace's somaxconn now. Limit = somaxconn below what was asked for: raise the sysctl in that namespace, then restart or listen() again, a running listener keeps its limit. Limit = asked: raise it in the application."}, "Peak",
 		column{label: catalogue.LabelAddress, title: "Address", url: toListener(ofRow)},
 		column{label: labelInstance, title: "Node"},
-		column{label: catalogue.LabelNetns, title: "Network namespace"},
+		column{label: catalogue.LabelNetns, title: "Netns"},
 		column{label: catalogue.LabelProcess, title: "Process"},
 		column{label: catalogue.LabelNamespace, title: "Namespace"},
 		column{label: catalogue.LabelPod, title: "Pod"},
-		column{expr: maxBy(listener, s.of(catalogue.BacklogRequested)), title: "Asked for", unit: units.Short},
-		column{expr: sumBy(listener, s.of(catalogue.AcceptQueueLimit)) + " / " + sockets, title: "Limit", unit: units.Short},
-		column{expr: setting("somaxconn"), title: "somaxconn", unit: units.Short},
-		column{expr: setting("tcp_max_syn_backlog"), title: "tcp_max_syn_backlog", unit: units.Short},
-		column{expr: setting("tcp_syncookies"), title: "tcp_syncookies", unit: units.Short},
-		column{expr: maxBy(listener, s.of(catalogue.AcceptQueuePeak)), title: "Peak", unit: units.Short},
+		column{expr: maxBy(listener, s.of(catalogue.BacklogRequested)), title: "Asked for", unit: units.NoUnit},
+		column{expr: sumBy(listener, s.of(catalogue.AcceptQueueLimit)) + " / " + sockets, title: "Limit", unit: units.NoUnit},
+		column{expr: setting("somaxconn"), title: "somaxconn", unit: units.NoUnit},
+		column{expr: setting("tcp_max_syn_backlog"), title: "tcp_max_syn_backlog", unit: units.NoUnit},
+		column{expr: setting("tcp_syncookies"), title: "tcp_syncookies", unit: units.NoUnit},
+		column{expr: maxBy(listener, s.of(catalogue.AcceptQueuePeak)), title: "Peak", unit: units.NoUnit},
 	).runbooks(backlogClamped).
 		tiers("What was asked for is known of listen() calls since the agent started; on tier C it needs the syscall tracepoints (`--tracker.syscalls`).")
 }

@@ -59,11 +59,11 @@ func stats(t text, unit string, queries ...query) *panel {
 func graph(t text, unit string, queries ...query) *panel {
 	return built(describe(timeseries.NewPanelBuilder(), t).
 		Unit(unit).Min(0).
-		LineWidth(1).FillOpacity(10).
+		LineWidth(1).FillOpacity(0).
 		ShowPoints(common.VisibilityModeNever).
 		Legend(common.NewVizLegendOptionsBuilder().
 			DisplayMode(common.LegendDisplayModeTable).Placement(common.LegendPlacementBottom).ShowLegend(true).
-			Calcs([]string{"lastNotNull", "max"})).
+			Calcs([]string{"lastNotNull", "max"}).SortBy("Max").SortDesc(true)).
 		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending)).
 		Targets(targets(prometheus.PromQueryFormatTimeSeries, false, queries...)))
 }
@@ -85,7 +85,7 @@ func timeline(t text, words []word, queries ...query) *panel {
 	return built(describe(statetimeline.NewPanelBuilder(), t).
 		Unit(units.NoUnit).
 		Mappings(inWords(words)).
-		MergeValues(true).FillOpacity(80).LineWidth(0).RowHeight(0.85).
+		MergeValues(true).FillOpacity(80).LineWidth(0).RowHeight(0.85).PerPage(10).
 		Legend(common.NewVizLegendOptionsBuilder().
 			DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom).ShowLegend(true)).
 		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeSingle).Sort(common.SortOrderNone)).
@@ -154,8 +154,12 @@ func columns(t text, sortedBy string, of ...column) *panel {
 
 func (c column) properties() []dashboard.DynamicConfigValue {
 	p := []dashboard.DynamicConfigValue{{Id: "displayName", Value: c.title}}
-	if c.unit != "" {
-		p = append(p, dashboard.DynamicConfigValue{Id: "unit", Value: c.unit})
+	unit := c.unit
+	if c.label != "" {
+		unit = units.String // a namespace's number is its name
+	}
+	if unit != "" {
+		p = append(p, dashboard.DynamicConfigValue{Id: "unit", Value: unit})
 	}
 	if c.wide > 0 {
 		p = append(p, dashboard.DynamicConfigValue{Id: "custom.width", Value: c.wide})
@@ -166,7 +170,7 @@ func (c column) properties() []dashboard.DynamicConfigValue {
 	if len(c.words) > 0 {
 		p = append(p, dashboard.DynamicConfigValue{Id: "mappings", Value: inWords(c.words)})
 	}
-	if len(c.steps) > 0 {
+	if len(c.steps) > 0 || len(c.words) > 0 {
 		p = append(p, dashboard.DynamicConfigValue{Id: "thresholds", Value: stepped("transparent", c.steps)})
 	}
 	if len(c.steps) > 0 || len(c.words) > 0 {
@@ -185,9 +189,13 @@ func (p *panel) thresholds(base string, steps ...step) *panel {
 	return p
 }
 
-// share is for ratios that become serious at 0.8 and are full at 1.
+// share is for ratios that become serious at 0.8 and are full at 1. A queue can hold
+// a little more, where connections arrive on several CPUs at once.
 func (p *panel) share() *panel {
-	p.FieldConfig.Defaults.Min, p.FieldConfig.Defaults.Max = cog.ToPtr(0.0), cog.ToPtr(1.0)
+	p.FieldConfig.Defaults.Min = cog.ToPtr(0.0)
+	if custom, ok := p.FieldConfig.Defaults.Custom.(*timeseries.FieldConfig); ok {
+		custom.AxisSoftMax = cog.ToPtr(1.0)
+	}
 	return p.thresholds(fine, nearFull...)
 }
 
@@ -262,7 +270,9 @@ func (p *panel) tiers(sentence string) *panel { return p.say(sentence) }
 
 // empty says what it means when the panel has no data, where that is normal.
 func (p *panel) empty(meaning string) *panel {
-	p.FieldConfig.Defaults.NoValue = &meaning
+	if p.Type != "table" { // there it would stand in each cell without a value
+		p.FieldConfig.Defaults.NoValue = &meaning
+	}
 	return p.say("No data is normal: " + meaning + ".")
 }
 

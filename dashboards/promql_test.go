@@ -25,7 +25,8 @@ type matcher struct{ label, op, value string }
 
 var (
 	functions = []string{
-		"sum", "max", "min", "count", "topk", "rate", "increase", "abs", "time", "histogram_quantile", "present_over_time", "min_over_time",
+		"sum", "max", "min", "count", "topk", "bottomk", "rate", "increase", "abs", "time", "histogram_quantile",
+		"present_over_time", "min_over_time", "max_over_time", "label_replace", "vector",
 	}
 	operators = []string{"and", "or", "unless", "bool"}
 	lists     = []string{"by", "on", "group_left"}
@@ -33,6 +34,7 @@ var (
 	identifier = regexp.MustCompile(`^[a-zA-Z_:][a-zA-Z0-9_:]*`)
 	oneMatcher = regexp.MustCompile(`^([a-z_]+)(=~|!~|!=|=)"([^"\\]*)"(?:, )?`)
 	number     = regexp.MustCompile(`^[0-9.]+`)
+	literal    = regexp.MustCompile(`^"[^"\\]*"`)
 )
 
 func parse(expr string) (parsed, error) {
@@ -100,6 +102,10 @@ func parse(expr string) (parsed, error) {
 			open, rest = open[:len(open)-1], rest[1:]
 		case strings.ContainsRune(" ,+-*/<>=", rune(rest[0])):
 			rest = rest[1:]
+		case strings.HasPrefix(rest, "@ end()"):
+			rest = strings.TrimPrefix(rest, "@ end()")
+		case literal.MatchString(rest):
+			rest = strings.TrimPrefix(rest, literal.FindString(rest))
 		case number.MatchString(rest):
 			rest = strings.TrimPrefix(rest, number.FindString(rest))
 		default:

@@ -167,6 +167,17 @@ func only(labels []string, expr, other string) string {
 	return expr + " and on (" + strings.Join(labels, ", ") + ") " + other
 }
 
+// most keeps of expr those that had most of a metric in the time shown: the same ones
+// all the way, where topk alone would choose others at each step.
+func most(k string, labels []string, expr, how, selector string) string {
+	return only(labels, expr, topk(k, aggregate(how, labels, "max_over_time("+selector+"[$__range] @ end())")))
+}
+
+// busiest is most by a counter's increase.
+func busiest(k string, labels []string, expr, selector string) string {
+	return only(labels, expr, topk(k, sumBy(labels, "increase("+selector+"[$__range] @ end())")))
+}
+
 func by(labels ...string) []string { return labels }
 
 func also(labels []string, more ...string) []string { return slices.Concat(labels, more) }

@@ -31,6 +31,9 @@ func states() board {
 		return catalogue.LabelState + `=~"` + strings.Join(states, "|") + `"`
 	}
 	sockets := func(states ...string) string { return sumBy(nil, s.of(catalogue.TCPSockets, in(states...))) }
+	fullest := func(expr string) string {
+		return most("10", namespace, expr, "sum", s.of(catalogue.TCPSockets, in(timeWait)))
+	}
 	edge := by(labelFrom, labelTo)
 	// Each is absent until it is first counted.
 	connected := sumBy(nil, s.rate(catalogue.Transitions, is(labelFrom, synSent), is(labelTo, established)))
@@ -72,7 +75,7 @@ func states() board {
 			rowOf("Transitions",
 				lineOf(10,
 					graph(text{"Transitions", "How many sockets a second go from one state to another, the 20 busiest ways. What opens has to close: compare the arrivals in a state with the departures from it."},
-						units.CountsPerSecond, query{"{{from}} → {{to}}", topk("20", sumBy(edge, s.rate(catalogue.Transitions)))}).
+						units.CountsPerSecond, query{"{{from}} → {{to}}", busiest("20", edge, sumBy(edge, s.rate(catalogue.Transitions)), s.of(catalogue.Transitions))}).
 						span(14).
 						tiers("On tier C transitions of half-open requests and TIME_WAIT are missing, and closes that may hide a TIME_WAIT."),
 					columns(text{"From → to", "The same now, with all ways. Straight from ESTABLISHED to CLOSE are resets and aborts; from SYN_SENT to CLOSE failed connects."}, "Per second",
@@ -119,13 +122,12 @@ func states() board {
 				lineOf(8,
 					graph(text{"TIME_WAIT against its limit", "Sockets in TIME_WAIT by network namespace, the ten with the most, and tcp_max_tw_buckets there (dashed). At the limit the kernel ends connections without TIME_WAIT: raise the sysctl, or let clients reuse connections."},
 						units.Short,
-						query{namespaceLegend, topk("10", sumBy(also(namespace, catalogue.LabelNamespace, catalogue.LabelPod), s.of(catalogue.TCPSockets, in(timeWait))))},
-						query{"limit · {{netns}} · {{instance}}", only(namespace, maxBy(namespace, s.of(catalogue.Sysctl, is(catalogue.LabelName, "tcp_max_tw_buckets"))),
-							topk("10", sumBy(namespace, s.of(catalogue.TCPSockets, in(timeWait)))))}).
+						query{namespaceLegend, fullest(sumBy(also(namespace, catalogue.LabelNamespace, catalogue.LabelPod), s.of(catalogue.TCPSockets, in(timeWait))))},
+						query{"limit · {{netns}} · {{instance}}", fullest(maxBy(namespace, s.of(catalogue.Sysctl, is(catalogue.LabelName, "tcp_max_tw_buckets"))))}).
 						dashed("limit · .*").runbooks(timeWaitOverflow),
 					graph(text{"TIME_WAIT fill", "The same as a share of the limit. From 0.8 on raise tcp_max_tw_buckets in that namespace."},
 						units.PercentUnit,
-						query{"{{netns}} · {{instance}}", topk("10", ratio(sumBy(namespace, s.of(catalogue.TCPSockets, in(timeWait))), maxBy(namespace, s.of(catalogue.Sysctl, is(catalogue.LabelName, "tcp_max_tw_buckets")))))}).
+						query{"{{netns}} · {{instance}}", fullest(ratio(sumBy(namespace, s.of(catalogue.TCPSockets, in(timeWait))), maxBy(namespace, s.of(catalogue.Sysctl, is(catalogue.LabelName, "tcp_max_tw_buckets")))))}).
 						share().lined().runbooks(timeWaitOverflow),
 					graph(text{"TIME_WAIT refused", "Connections that ended without TIME_WAIT because the limit was reached (TCPTimeWaitOverflow). Late packets of theirs may disturb a new connection on the same ports. Above 0: raise tcp_max_tw_buckets."},
 						units.CountsPerSecond, query{"{{netns}} · {{instance}}", only(namespace, sumBy(namespace, s.rate(catalogue.KernelTCPEvents, is(catalogue.LabelEvent, "TCPTimeWaitOverflow"))), sumBy(namespace, s.of(catalogue.TCPSockets)))}).
@@ -136,35 +138,35 @@ func states() board {
 				lineOf(9,
 					columns(text{"CLOSE_WAIT by process", "The peer closed, this process did not: every one is a descriptor that it forgot. Many and old: the application lacks a close() where a peer hangs up first; a restart frees them."}, "Sockets",
 						column{label: catalogue.LabelProcess, title: "Process"},
+						column{expr: some(s, catalogue.CloseWaitSockets), title: "Sockets", unit: units.NoUnit, wide: 80},
+						column{expr: only(process, maxBy(process, s.of(catalogue.CloseWaitOldest)), some(s, catalogue.CloseWaitSockets)), title: "Oldest", unit: units.Seconds, steps: []step{{300, look}, {3600, act}}, wide: 90},
 						column{label: catalogue.LabelNamespace, title: "Namespace"},
 						column{label: catalogue.LabelPod, title: "Pod"},
-						column{label: catalogue.LabelNetns, title: "Network namespace"},
+						column{label: catalogue.LabelNetns, title: "Netns"},
 						column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-						column{expr: sumBy(process, s.of(catalogue.CloseWaitSockets)), title: "Sockets", unit: units.Short},
-						column{expr: maxBy(process, s.of(catalogue.CloseWaitOldest)), title: "Oldest", unit: units.Seconds, steps: []step{{300, look}, {3600, act}}},
 					).runbooks(closeWaitLeak).
 						tiers("Needs CAP_BPF, CAP_PERFMON and the host's PID namespace.").
 						empty("no process holds a socket in CLOSE_WAIT, or the agent may not see who does"),
 					columns(text{"FIN_WAIT2 by process", "This process closed for writing, the peer did not answer with its own close. Old ones: peers that hang, or a half-closed protocol that is meant so. Those that no process holds end after tcp_fin_timeout."}, "Sockets",
 						column{label: catalogue.LabelProcess, title: "Process"},
+						column{expr: some(s, catalogue.FinWait2Sockets), title: "Sockets", unit: units.NoUnit, wide: 80},
+						column{expr: only(process, maxBy(process, s.of(catalogue.FinWait2Oldest)), some(s, catalogue.FinWait2Sockets)), title: "Oldest", unit: units.Seconds, steps: []step{{300, look}, {3600, act}}, wide: 90},
 						column{label: catalogue.LabelNamespace, title: "Namespace"},
 						column{label: catalogue.LabelPod, title: "Pod"},
-						column{label: catalogue.LabelNetns, title: "Network namespace"},
+						column{label: catalogue.LabelNetns, title: "Netns"},
 						column{label: labelInstance, title: "Node", url: toNode(agentUID, ofRow)},
-						column{expr: sumBy(process, s.of(catalogue.FinWait2Sockets)), title: "Sockets", unit: units.Short},
-						column{expr: maxBy(process, s.of(catalogue.FinWait2Oldest)), title: "Oldest", unit: units.Seconds, steps: []step{{300, look}, {3600, act}}},
 					).
 						tiers("Needs CAP_BPF, CAP_PERFMON and the host's PID namespace.").
 						empty("no process holds a socket in FIN_WAIT2, or the agent may not see who does"),
 				),
 				lineOf(8,
 					graph(text{"CLOSE_WAIT by process over time", "The ten processes with the most. A line that only climbs is a leak."},
-						units.Short, query{processLegend, topk("10", sumBy(process, s.of(catalogue.CloseWaitSockets)))}).
+						units.Short, query{processLegend, most("10", process, sumBy(process, s.of(catalogue.CloseWaitSockets)), "sum", s.of(catalogue.CloseWaitSockets))}).
 						runbooks(closeWaitLeak).
 						tiers("Needs CAP_BPF, CAP_PERFMON and the host's PID namespace.").
 						empty("no process holds a socket in CLOSE_WAIT, or the agent may not see who does"),
 					graph(text{"Age of the oldest in CLOSE_WAIT", "How long a process has had its oldest one, at least: sockets older than the agent count from its start. It climbs by a second a second while nobody closes it."},
-						units.Seconds, query{processLegend, topk("10", maxBy(process, s.of(catalogue.CloseWaitOldest)))}).
+						units.Seconds, query{processLegend, most("10", process, maxBy(process, s.of(catalogue.CloseWaitOldest)), "max", s.of(catalogue.CloseWaitOldest))}).
 						runbooks(closeWaitLeak).
 						tiers("Needs CAP_BPF, CAP_PERFMON and the host's PID namespace.").
 						empty("no process holds a socket in CLOSE_WAIT, or the agent may not see who does"),
@@ -173,15 +175,15 @@ func states() board {
 			rowOf("Bytes in queues",
 				lineOf(9,
 					graph(text{"Recv-Q by process", "Bytes that arrived and the application has not read, summed over its connections at the last census, the ten highest. Growing: it reads too slowly. Without a process: connections that wait for accept()."},
-						units.BytesIEC, query{"{{direction}} " + processLegend, topk("10", sumBy(also(process, catalogue.LabelDirection), s.of(catalogue.ReceiveQueueBytes)))}),
+						units.BytesIEC, query{"{{direction}} " + processLegend, most("10", also(process, catalogue.LabelDirection), sumBy(also(process, catalogue.LabelDirection), s.of(catalogue.ReceiveQueueBytes)), "sum", s.of(catalogue.ReceiveQueueBytes))}),
 					graph(text{"Send-Q by process", "Bytes that the peers have not acknowledged, summed, the ten highest. Growing: the peers read too slowly, or the path is congested or broken."},
-						units.BytesIEC, query{"{{direction}} " + processLegend, topk("10", sumBy(also(process, catalogue.LabelDirection), s.of(catalogue.SendQueueBytes)))}),
+						units.BytesIEC, query{"{{direction}} " + processLegend, most("10", also(process, catalogue.LabelDirection), sumBy(also(process, catalogue.LabelDirection), s.of(catalogue.SendQueueBytes)), "sum", s.of(catalogue.SendQueueBytes))}),
 				),
 				lineOf(9,
 					graph(text{"Recv-Q: fullest connection", "The same of one connection each: one slow reader among many shows here and not in the sum."},
-						units.BytesIEC, query{"{{direction}} " + processLegend, topk("10", maxBy(also(process, catalogue.LabelDirection), s.of(catalogue.ReceiveQueueMaxBytes)))}),
+						units.BytesIEC, query{"{{direction}} " + processLegend, most("10", also(process, catalogue.LabelDirection), maxBy(also(process, catalogue.LabelDirection), s.of(catalogue.ReceiveQueueMaxBytes)), "max", s.of(catalogue.ReceiveQueueMaxBytes))}),
 					graph(text{"Send-Q: fullest connection", "The same of one connection each: one slow peer among many shows here and not in the sum."},
-						units.BytesIEC, query{"{{direction}} " + processLegend, topk("10", maxBy(also(process, catalogue.LabelDirection), s.of(catalogue.SendQueueMaxBytes)))}),
+						units.BytesIEC, query{"{{direction}} " + processLegend, most("10", also(process, catalogue.LabelDirection), maxBy(also(process, catalogue.LabelDirection), s.of(catalogue.SendQueueMaxBytes)), "max", s.of(catalogue.SendQueueMaxBytes))}),
 				),
 			),
 			collapsed("Time in a state",
@@ -221,3 +223,6 @@ func (s scope) dwell(state, meaning string) *panel {
 		s.buckets(catalogue.StateSeconds, nil, is(catalogue.LabelState, state))).
 		tiers(dwellTiers).empty("no socket left this state")
 }
+
+// some are the processes that have any.
+func some(s scope, sockets *catalogue.Metric) string { return sumBy(process, s.of(sockets)) + " > 0" }
