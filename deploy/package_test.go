@@ -164,6 +164,13 @@ func TestPackage(t *testing.T) {
 			t.Errorf("the process does not have %q: %s", line, found("status"))
 		}
 	}
+	if audited := found("audited"); !strings.HasPrefix(audited, `sockq_audit_difference{check="states"`) || !strings.HasSuffix(audited, " 0\n") {
+		t.Errorf("with the drop-in a namespace without a name (%s) shows %q", found("nameless"), audited)
+	}
+	// CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+	if kept := "CapEff:\t0000000000280000\n"; !strings.Contains(found("status-audited"), kept) {
+		t.Errorf("with the drop-in the process does not have %q: %s", kept, found("status-audited"))
+	}
 	if uid := found("status"); strings.Contains(uid, "Uid:\t0\t") {
 		t.Error("it runs as root")
 	}

@@ -52,6 +52,23 @@ dpkg -i --force-confold /root/sockq.deb # an upgrade
 ready
 cat /etc/default/sockq >default-after-upgrade
 systemctl is-active sockq >active-after-upgrade
+# The drop-in lets it enter a namespace that only a process leads to.
+mkdir /etc/systemd/system/sockq.service.d
+cp /usr/share/doc/sockq/examples/all-namespaces.conf /etc/systemd/system/sockq.service.d/
+echo 'ARGS="--census.interval=1s --audit.budget=1"' >/etc/default/sockq
+unshare --net sleep infinity &
+until [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.1; done
+readlink "/proc/$!/ns/net" >nameless
+systemctl daemon-reload
+systemctl restart sockq
+ready
+for _ in $(seq 100); do
+	curl -s localhost:10813/metrics | grep "^sockq_audit_difference{.*netns=\"$(tr -cd 0-9 <nameless)\"}" >audited && break
+	sleep 0.2
+done
+cat "/proc/$(systemctl show -P MainPID sockq)/status" >status-audited
+kill $!
+rm -r /etc/systemd/system/sockq.service.d
 journalctl -u sockq --no-pager -o cat >journal
 
 dpkg -r sockq
