@@ -28,6 +28,20 @@ render:
 test-alerts-quiet:
 	PACKAGES=./alerts SOCKQ_QUIET=5m bash .ci/test -v -count=1 -run 'TestEndToEnd/^quiet$$'
 
+# Makes the Debian package, installs it on a Debian that systemd booted in a container,
+# and removes it again. Root; deploy/package_test.go says what it needs.
+test-package:
+	SOCKQ_TEST=package go test ./deploy -count=1 -v -timeout 20m -run TestPackage
+
+# Builds the image for both architectures, without a registry, and runs it by runc with
+# each set of capabilities. Root; deploy/image_test.go says what it needs.
+test-image:
+	SOCKQ_TEST=image go test ./deploy -count=1 -v -timeout 40m -run TestImage
+
+# The Debian package of this machine's architecture, in the directory dist.
+package:
+	deploy/debian/build dist
+
 # Makes again what is generated: the BPF objects (clang-19, llvm-19 and libbpf-dev from
 # Debian), the dashboards, the PrometheusRule.
 generate:
@@ -37,4 +51,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test test-kernels test-chart test-cluster render test-alerts-quiet generate bench
+.PHONY: build test test-kernels test-chart test-cluster render test-alerts-quiet test-package test-image package generate bench

@@ -294,14 +294,6 @@ func mustRun(t *testing.T, stdin []byte, name string, args ...string) string {
 	return out
 }
 
-// needChartTools leaves a test to make test-chart, which installs its tools.
-func needChartTools(t *testing.T) {
-	t.Helper()
-	if os.Getenv("SOCKQ_TEST_CHART") == "" {
-		t.Skip("make test-chart installs helm, kubeconform, kube-score and kustomize for it")
-	}
-}
-
 // What kube-score asks for and sockq does without, and why.
 var unscored = []string{
 	"container-security-context-user-group-id",      // added capabilities are given to uid 0 only
@@ -314,7 +306,7 @@ var unscored = []string{
 var scored = []string{"values.yaml", "kubelet-values.yaml"}
 
 func TestChart(t *testing.T) {
-	needChartTools(t)
+	requested(t, "chart", "helm", "kubeconform", "kube-score", "kustomize")
 	schemas := writeSchemas(t)
 	valueFiles, err := filepath.Glob(chart + "/ci/*.yaml")
 	if err != nil || len(valueFiles) == 0 {
@@ -370,7 +362,7 @@ func kubeconform(schemas, manifests string) (string, error) {
 
 // TestSchemaOfTheChart: wrong values are refused, with their names.
 func TestSchemaOfTheChart(t *testing.T) {
-	needChartTools(t)
+	requested(t, "chart", "helm")
 	for set, says := range map[string]string{
 		"port=0":                              "port",
 		"port=70000":                          "port",

@@ -47,9 +47,8 @@ spec:
 
 // The chart on a real control plane and node.
 func TestCluster(t *testing.T) {
-	if os.Getenv("SOCKQ_TEST_CLUSTER") == "" {
-		t.Skip("make test-cluster builds Kubernetes for it")
-	}
+	requested(t, "cluster", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl",
+		"containerd", "ctr", "runc", "busybox", "helm", "prometheus")
 	c := startCluster(t)
 	sockq := sockqImage(t)
 	c.importImage(imageTag, sockq)
