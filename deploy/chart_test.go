@@ -306,7 +306,7 @@ var unscored = []string{
 var scored = []string{"values.yaml", "kubelet-values.yaml"}
 
 func TestChart(t *testing.T) {
-	requested(t, "chart", "helm", "kubeconform", "kube-score", "kustomize")
+	requested(t, "chart")
 	schemas := writeSchemas(t)
 	valueFiles, err := filepath.Glob(chart + "/ci/*.yaml")
 	if err != nil || len(valueFiles) == 0 {
@@ -362,7 +362,7 @@ func kubeconform(schemas, manifests string) (string, error) {
 
 // TestSchemaOfTheChart: wrong values are refused, with their names.
 func TestSchemaOfTheChart(t *testing.T) {
-	requested(t, "chart", "helm")
+	requested(t, "chart")
 	for set, says := range map[string]string{
 		"port=0":                              "port",
 		"port=70000":                          "port",

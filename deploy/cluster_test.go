@@ -47,8 +47,7 @@ spec:
 
 // The chart on a real control plane and node.
 func TestCluster(t *testing.T) {
-	requested(t, "cluster", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl",
-		"containerd", "ctr", "runc", "busybox", "helm", "prometheus")
+	requested(t, "cluster")
 	c := startCluster(t)
 	sockq := sockqImage(t)
 	c.importImage(imageTag, sockq)
