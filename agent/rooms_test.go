@@ -47,10 +47,12 @@ var rooms = map[string][]string{
 	// They start the tests of the probes, and need nothing of them.
 	"probes/guests":      {},
 	"probes/guests/init": {},
+	// It renders the chart, by helm.
+	"deploy/render": {},
 }
 
 var forTestsOnly = []string{
-	"sockq/probes/scenario", "sockq/probes/bench", "sockq/probes/guests", "sockq/probes/guests/init",
+	"sockq/probes/scenario", "sockq/probes/bench", "sockq/probes/guests", "sockq/probes/guests/init", "sockq/deploy/render",
 }
 
 // generatorsOnly brings a big library along, which nothing that ships may.
