@@ -28,7 +28,11 @@ var rooms = map[string][]string{
 		"sockq/probes/diagnose", "sockq/probes/owner", "github.com/cilium/ebpf",
 	},
 	"collectors/catalogue":           {},
-	"collectors/catalogue/reference": {"sockq/collectors/catalogue"},
+	"collectors/catalogue/reference": {"sockq/collectors/catalogue", "sockq/collectors/budget"},
+	"collectors/budget": {
+		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/probes/diagnose",
+		"sockq/collectors/catalogue",
+	},
 	"collectors": {
 		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/probes/diagnose",
 		"sockq/collectors/catalogue",
