@@ -3,6 +3,8 @@ package deploy_test
 import (
 	"bytes"
 	"crypto/md5"
+	"crypto/tls"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
@@ -423,6 +425,8 @@ func TestFleet(t *testing.T) {
 	}
 	s.start(binary, "--web.listen-address=0.0.0.0:"+port, "--web.config.file="+s.example("web.yml", "web.yml"))
 
+	s.wantsPassword(addresses[0])
+
 	quiet := "127.0.0.1:9" // where no Alertmanager is
 	var cluster []string
 	for i := range 2 {
@@ -497,6 +501,48 @@ func TestFleet(t *testing.T) {
 	t.Logf("of %v series of the node %v are sent, %v recorded; %v of the cluster by a shard", scraped, sent, recorded, perCluster)
 	if recorded > 50 || perCluster > 80 {
 		t.Errorf("%v series are recorded of the node, %v of the cluster", recorded, perCluster)
+	}
+}
+
+// wantsPassword: with web.yml no path is without TLS, or without the password.
+func (s *site) wantsPassword(address string) {
+	s.t.Helper()
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(read(s.t, filepath.Join(s.dir, "ca.crt")))) {
+		s.t.Fatal("no certificate")
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	status := func(scheme, path, password string) (int, error) {
+		request, err := http.NewRequest(http.MethodGet, scheme+"://"+address+path, nil)
+		if err != nil {
+			return 0, err
+		}
+		if password != "" {
+			request.SetBasicAuth("prometheus", password)
+		}
+		resp, err := client.Do(request)
+		if err != nil {
+			return 0, err
+		}
+		resp.Body.Close()
+		return resp.StatusCode, nil
+	}
+	eventually(s.t, 30*time.Second, "sockq is ready", func() error {
+		code, err := status("https", "/-/ready", "fakepassword")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("%d", code)
+		}
+		return err
+	})
+	for _, path := range []string{"/", "/metrics", "/api/v1/snapshot", "/-/healthy"} {
+		for password, want := range map[string]int{"": http.StatusUnauthorized, "wrong": http.StatusUnauthorized, "fakepassword": http.StatusOK} {
+			if got, err := status("https", path, password); err != nil || got != want {
+				s.t.Errorf("%s with the password %q: %d, %v, want %d", path, password, got, err, want)
+			}
+		}
+		if got, err := status("http", path, "fakepassword"); err == nil && got != http.StatusBadRequest {
+			s.t.Errorf("%s without TLS: %d", path, got)
+		}
 	}
 }
 
