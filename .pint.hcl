@@ -1,7 +1,8 @@
-# How alerts/rules.yaml is linted in .ci/run, without a Prometheus server. What needs
-# one (do the series exist, do the labels match) promtool's tests say.
+# How alerts/rules.yaml and deploy/prometheus/fleet-rules.yaml are linted in .ci/run, without
+# a Prometheus server. What needs one (do the series exist, do the labels match)
+# promtool's tests say.
 parser {
-  include = ["alerts/rules.yaml"]
+  include = ["alerts/rules.yaml", "deploy/prometheus/fleet-rules.yaml"]
 }
 
 rule {
@@ -45,5 +46,17 @@ rule {
   aggregate ".+" {
     severity = "bug"
     keep     = ["job", "instance", "netns"]
+  }
+}
+
+# A node is a target.
+rule {
+  match {
+    name = "sockq:node_.+"
+    kind = "recording"
+  }
+  aggregate ".+" {
+    severity = "bug"
+    keep     = ["job", "instance"]
   }
 }

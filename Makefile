@@ -12,9 +12,40 @@ test:
 test-kernels:
 	go run ./probes/guests
 
+# Checks the Helm chart with helm, kubeconform, kube-score and kustomize.
+test-chart:
+	bash .ci/chart
+
+# Installs the chart on a real Kubernetes control plane and node, here; builds them first.
+test-cluster:
+	bash .ci/cluster
+
+# Renders deploy/kubernetes from the chart; needs helm.
+render:
+	go run ./deploy/render
+
 # A healthy node under load for five minutes, watched by Prometheus: no alert.
 test-alerts-quiet:
 	PACKAGES=./alerts SOCKQ_QUIET=5m bash .ci/test -v -count=1 -run 'TestEndToEnd/^quiet$$'
+
+# Makes the Debian package, installs it on a Debian that systemd booted in a container,
+# and removes it again. Root; deploy/package_test.go says what it needs.
+test-package:
+	SOCKQ_TEST=package go test ./deploy -count=1 -v -timeout 20m -run TestPackage
+
+# Builds the image for both architectures, without a registry, and runs it by runc with
+# each set of capabilities. Root; deploy/image_test.go says what it needs.
+test-image:
+	SOCKQ_TEST=image go test ./deploy -count=1 -v -timeout 40m -run TestImage
+
+# Tries the examples in deploy/prometheus: shards, federation, remote write, TLS. Root;
+# Debian's package prometheus.
+test-fleet:
+	SOCKQ_TEST=fleet go test ./deploy -count=1 -v -timeout 5m -run 'TestFleet$$'
+
+# The Debian package of this machine's architecture, in the directory dist.
+package:
+	deploy/debian/build dist
 
 # Makes again what is generated: the BPF objects (clang-19, llvm-19 and libbpf-dev from
 # Debian), the dashboards, the PrometheusRule.
@@ -25,4 +56,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test test-kernels test-alerts-quiet generate bench
+.PHONY: build test test-kernels test-chart test-cluster render test-alerts-quiet test-package test-image test-fleet package generate bench

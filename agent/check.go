@@ -26,10 +26,13 @@ func (e env) check(cfg *config) error {
 		return fmt.Errorf("cannot run here: start the probes: %w", err)
 	}
 	s, err := n.Snapshot()
+	rights, unknown := findRights(e.own, cfg.needs(n))
+	err = errors.Join(err, unknown)
 	if err := errors.Join(err, explainClose(n.Close())); err != nil {
 		return fmt.Errorf("cannot run here: %w", err)
 	}
 	report := newCheck(s)
+	report.Rights = rights
 	var out bytes.Buffer
 	if cfg.check.json {
 		encoder := json.NewEncoder(&out)
@@ -50,6 +53,7 @@ type checkDoc struct {
 	Kernel  kernelDoc      `json:"kernel"`
 	Probes  []checkedProbe `json:"probes"`
 	Sources []sourceDoc    `json:"failed_sources,omitempty"`
+	Rights  rights         `json:"rights"`
 }
 
 type checkedProbe struct {
@@ -214,6 +218,7 @@ func (d *checkDoc) write(w io.Writer, verbose bool) {
 	for _, s := range d.Sources {
 		fmt.Fprintln(w, wrap(s.Name+" failed: ", s.Error))
 	}
+	d.Rights.write(w)
 }
 
 // clip cuts a text that is longer than a line.

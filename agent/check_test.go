@@ -90,6 +90,9 @@ func with(missing map[string]string, more ...string) map[string]string {
 	return missing
 }
 
+// rootWithEverything has the capabilities of Linux 6.12.
+const rootWithEverything = capabilities(1<<(unix.CAP_CHECKPOINT_RESTORE+1) - 1)
+
 func TestCheckTable(t *testing.T) {
 	const entry = "the own namespace only: enter network namespace /proc/thread-self/ns/net: operation not permitted: this needs CAP_SYS_ADMIN"
 	failed := checked("6.12.57+deb13-cloud-amd64", "A", "fentry", map[string]string{
@@ -98,6 +101,10 @@ func TestCheckTable(t *testing.T) {
 		tracker.StoryTimeWait: "by kprobe: inet_twsk_kill: " + strings.Repeat("a verifier that says more than fits into a line ", 5),
 		"audit":               entry,
 	})
+	toEnter := []probes.Need{
+		{Capability: unix.CAP_SYS_ADMIN, For: "to enter network namespaces, for sock_diag"},
+		{Capability: unix.CAP_SYS_PTRACE, For: "to find network namespaces by their processes"},
+	}
 	failed.Sources = []probes.SourceStatus{
 		{Name: "listeners", Up: true},
 		{Name: "names", Error: "read /run/netns: " + strings.Repeat("permission denied ", 8)},
@@ -105,33 +112,37 @@ func TestCheckTable(t *testing.T) {
 	for name, test := range map[string]struct {
 		snapshot *probes.Snapshot
 		verbose  bool
+		own      fakePrivileges
+		needs    []probes.Need
 	}{
-		"tier-a": {snapshot: checked("6.18.12-1~bpo13+1-amd64", "A", "fentry", nil)},
+		"tier-a": {snapshot: checked("6.18.12-1~bpo13+1-amd64", "A", "fentry", nil),
+			own: fakePrivileges{id: 65534, has: 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_DAC_READ_SEARCH}},
 		// What README shows.
-		"tier-c": {snapshot: checked("6.18.44-fc-v509", "C", "", with(
+		"tier-c": {own: fakePrivileges{has: rootWithEverything}, needs: toEnter, snapshot: checked("6.18.44-fc-v509", "C", "", with(
 			all(noHooks, tracker.StoryRefusals, tracker.StoryTimeWait), tracker.StoryHalfOpen, "needs refusals"))},
 		"no-rights": {verbose: true, snapshot: checked("6.12.57+deb13-cloud-amd64", "", "", with(
 			all(noRights, slices.Concat(tracker.StoryNames, []string{"syn_queue"})...),
 			"owners", "of listeners only: load the iterator over open files: CAP_BPF and CAP_PERFMON missing", "pods", "no container runtime that speaks CRI was found at the usual sockets",
 			"audit", "the census itself is sock_diag's", "sockets", entry, "listeners", entry, "bound", entry, "namespaces", entry))},
-		"old-kernel": {snapshot: checked("5.10.0-36-cloud-amd64", "B", "kprobe", with(
-			all("needs Linux 5.12 or newer: load program: invalid argument: unknown func bpf_get_socket_cookie#46",
-				tracker.StoryStateSeconds, tracker.StoryConnects, tracker.StorySynackRetransmits),
-			tracker.StoryConnections, "needs the changes of state", tracker.StoryAccepts, "needs connections",
-			tracker.StoryBacklog, "load program: invalid argument: program of this type cannot use helper bpf_get_current_task_btf#158",
-			tracker.StoryUnroutable, "needs connects",
-			tracker.StoryHalfOpen, noTable, tracker.StoryTimeWait, noTable,
-			"syn_queue", noWalk, "bound", "needs kernel 6.8 or newer, or BPF on 6.4 or newer",
-			"audit", "refusals only: the census itself is sock_diag's"))},
+		"old-kernel": {own: fakePrivileges{has: rootWithEverything, stuck: errors.New("sockq was built with cgo; build it with CGO_ENABLED=0")},
+			needs: append([]probes.Need{{Capability: unix.CAP_BPF, For: "to read BPF maps before Linux 6.0"}}, toEnter...), snapshot: checked("5.10.0-36-cloud-amd64", "B", "kprobe", with(
+				all("needs Linux 5.12 or newer: load program: invalid argument: unknown func bpf_get_socket_cookie#46",
+					tracker.StoryStateSeconds, tracker.StoryConnects, tracker.StorySynackRetransmits),
+				tracker.StoryConnections, "needs the changes of state", tracker.StoryAccepts, "needs connections",
+				tracker.StoryBacklog, "load program: invalid argument: program of this type cannot use helper bpf_get_current_task_btf#158",
+				tracker.StoryUnroutable, "needs connects",
+				tracker.StoryHalfOpen, noTable, tracker.StoryTimeWait, noTable,
+				"syn_queue", noWalk, "bound", "needs kernel 6.8 or newer, or BPF on 6.4 or newer",
+				"audit", "refusals only: the census itself is sock_diag's"))},
 		"strange": {snapshot: failed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := &fakeNode{snapshot: test.snapshot}
+			n := &fakeNode{snapshot: test.snapshot, needs: test.needs}
 			args := []string{"check"}
 			if test.verbose {
 				args = append(args, "-v")
 			}
-			code, got, said := runCheck(n, args...)
+			code, got, said := runCheckAs(&test.own, n, args...)
 			if code != exitOK || said != "" || !n.closed.Load() {
 				t.Errorf("exit code %d, closed %t, said %q", code, n.closed.Load(), said)
 			}
@@ -155,8 +166,12 @@ func TestCheckTable(t *testing.T) {
 
 // runCheck runs the command with a fake node.
 func runCheck(n *fakeNode, args ...string) (code int, stdout, stderr string) {
+	return runCheckAs(new(fakePrivileges), n, args...)
+}
+
+func runCheckAs(own privileges, n *fakeNode, args ...string) (code int, stdout, stderr string) {
 	var out, said bytes.Buffer
-	e := env{&out, &said, func(o probes.Options) (node, error) { n.opts = o; return n, n.openErr }}
+	e := env{&out, &said, func(o probes.Options) (node, error) { n.opts = o; return n, n.openErr }, own}
 	code = e.run(context.Background(), args)
 	return code, out.String(), said.String()
 }

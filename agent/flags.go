@@ -16,6 +16,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/promslog"
 	promslogflag "github.com/prometheus/common/promslog/flag"
+	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
 
@@ -53,6 +54,7 @@ Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
 
 On older kernels CAP_SYS_ADMIN is what shows other namespaces. Without any of
 them sockq shows the namespace that it runs in, and says what is missing.
+What it has no more use for it gives up before it answers the first request.
 
 Exit status: 0 ended by a signal, 1 the node does not give what is needed,
 2 a flag or a configuration file is wrong.`
@@ -80,7 +82,11 @@ func parse(args []string, stdout io.Writer) (*config, error) {
 	app.UsageWriter(stdout)
 	app.ErrorWriter(io.Discard)
 	app.UsageTemplate(usageTemplate)
-	app.UsageFuncs(map[string]any{"FlagGroups": groupFlags, "IsCheck": func(c *kingpin.CmdModel) bool { return c != nil && c.Name == "check" }})
+	kingpin.ManPageTemplate = manTemplate
+	app.UsageFuncs(map[string]any{
+		"FlagGroups": groupFlags, "IsCheck": func(c *kingpin.CmdModel) bool { return c != nil && c.Name == "check" },
+		"ManVersion": func() string { return version.Version }, "Roff": roff, "RoffWord": roffWord, "ToUpper": strings.ToUpper,
+	})
 	app.Version(versionText())
 	app.HelpFlag.Short('h').Help("Show this text. --help-man writes it as a man page.")
 	app.VersionFlag.Help("Show the version.")

@@ -38,6 +38,7 @@ type fakeNode struct {
 	notReady, closed                   atomic.Bool
 	stuck                              chan struct{}
 	opts                               probes.Options
+	needs                              []probes.Need
 
 	mu      sync.Mutex
 	gate    chan struct{} // closed: Snapshot goes through
@@ -45,6 +46,8 @@ type fakeNode struct {
 }
 
 func newFakeNode() *fakeNode { return &fakeNode{snapshot: fullSnapshot()} }
+
+func (f *fakeNode) Needs() []probes.Need { return f.needs }
 
 // block makes every Snapshot wait until release.
 func (f *fakeNode) block() {

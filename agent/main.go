@@ -29,7 +29,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(env{os.Stdout, os.Stderr, openProbes}.run(ctx, os.Args[1:]))
+	os.Exit(env{os.Stdout, os.Stderr, openProbes, ownPrivileges{}}.run(ctx, os.Args[1:]))
 }
 
 // Exit codes. 0 is also the end by a signal.
@@ -47,6 +47,7 @@ const stopTimeout = 800 * time.Millisecond
 type node interface {
 	collectors.Snapshotter
 	Ready() bool
+	Needs() []probes.Need
 	Run(context.Context) error
 	Close() error
 }
@@ -55,6 +56,7 @@ type node interface {
 type env struct {
 	stdout, stderr io.Writer
 	open           func(probes.Options) (node, error)
+	own            privileges
 }
 
 func openProbes(opts probes.Options) (node, error) {
@@ -103,6 +105,7 @@ func (e env) serve(ctx context.Context, cfg *config) error {
 	if err != nil {
 		return fmt.Errorf("start the probes: %w", err)
 	}
+	dropRights(e.own, cfg.needs(n), logger)
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -128,7 +128,7 @@ func start(t *testing.T, n *fakeNode, args ...string) (url string, stop func() r
 	code := make(chan int, 1)
 	var stderr bytes.Buffer
 	go func() {
-		e := env{io.Discard, &stderr, func(o probes.Options) (node, error) { n.opts = o; return n, n.openErr }}
+		e := env{io.Discard, &stderr, func(o probes.Options) (node, error) { n.opts = o; return n, n.openErr }, new(fakePrivileges)}
 		code <- e.run(ctx, append([]string{"--web.listen-address=" + address}, args...))
 	}()
 	stop = func() result {
@@ -208,7 +208,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	cancel()
 	for range 20 {
 		var stderr bytes.Buffer
-		e := env{io.Discard, &stderr, func(probes.Options) (node, error) { return newFakeNode(), nil }}
+		e := env{io.Discard, &stderr, func(probes.Options) (node, error) { return newFakeNode(), nil }, new(fakePrivileges)}
 		if code := e.run(ctx, []string{"--web.listen-address=127.0.0.1:0", "--log.level=error"}); code != exitOK || stderr.Len() > 0 {
 			t.Fatalf("exit code %d, said %q", code, stderr.String())
 		}
@@ -304,7 +304,7 @@ func TestRunFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			defer goleak.VerifyNone(t)
 			var stderr bytes.Buffer
-			e := env{io.Discard, &stderr, func(probes.Options) (node, error) { return test.node, test.node.openErr }}
+			e := env{io.Discard, &stderr, func(probes.Options) (node, error) { return test.node, test.node.openErr }, new(fakePrivileges)}
 			if code := e.run(t.Context(), []string{"--web.listen-address=127.0.0.1:0", "--log.level=error"}); code != exitEnvironment {
 				t.Errorf("exit code %d, want %d", code, exitEnvironment)
 			}

@@ -2,10 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sockq/probes"
 	"sockq/probes/scenario"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
@@ -302,4 +307,209 @@ func TestTurnedOff(t *testing.T) {
 		p.lacks(seconds)
 		p.lackBecause(off, "turned off")
 	})
+}
+
+// fakePrivileges are those that a test gives.
+type fakePrivileges struct {
+	id    int
+	has   capabilities
+	stuck error
+
+	now, kept capabilities
+}
+
+func (f *fakePrivileges) uid() int                    { return f.id }
+func (f *fakePrivileges) mayDrop() error              { return f.stuck }
+func (f *fakePrivileges) held() (capabilities, error) { return f.has, nil }
+
+func (f *fakePrivileges) with(only capabilities, fn func()) error {
+	f.now = only
+	fn()
+	return nil
+}
+
+func (f *fakePrivileges) keep(only capabilities) error {
+	f.kept = only
+	return f.stuck
+}
+
+func setOf(list ...uintptr) (s capabilities) {
+	for _, c := range list {
+		s |= 1 << c
+	}
+	return s
+}
+
+// What is kept is what is needed and there; of what may do it, as little as does.
+func TestWhichRightsAreKept(t *testing.T) {
+	const bpf, admin, search, override, ptrace = unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE, unix.CAP_SYS_PTRACE
+	everything := setOf(bpf, admin, search, override, ptrace)
+	own := new(fakePrivileges)
+	worksWith := func(any ...uintptr) func() int { // works with one of them
+		return func() int {
+			if own.now&setOf(any...) == 0 {
+				return 1
+			}
+			return 2
+		}
+	}
+	for name, test := range map[string]struct {
+		has   capabilities
+		needs []probes.Need
+		want  capabilities
+	}{
+		"nothing is needed": {everything, nil, 0},
+		"nothing is there":  {0, []probes.Need{{Capability: admin}}, 0},
+		"needed":            {everything, []probes.Need{{Capability: admin}}, setOf(admin)},
+		"works without":     {everything, []probes.Need{{Capability: search, Try: func() int { return 1 }}}, 0},
+		"works never":       {everything, []probes.Need{{Capability: search, Try: func() int { return 0 }}}, 0},
+		"works with it":     {everything, []probes.Need{{Capability: search, Try: worksWith(search, override)}}, setOf(search)},
+		"the smaller one": {everything, []probes.Need{
+			{Capability: search, Try: worksWith(search, override)}, {Capability: override, Try: worksWith(search, override)}}, setOf(search)},
+		"only the larger one": {everything, []probes.Need{
+			{Capability: search, Try: worksWith(override)}, {Capability: override, Try: worksWith(override)}}, setOf(override)},
+		"kept anyway": {everything, []probes.Need{
+			{Capability: search, Try: worksWith(search, ptrace)}, {Capability: ptrace}}, setOf(ptrace)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			own.has = test.has
+			got, err := findRights(own, test.needs)
+			if err != nil || got.kept != test.want {
+				t.Errorf("%b are kept (%v), want %b", got.kept, err, test.want)
+			}
+			var listed capabilities
+			for _, r := range got.List {
+				for _, use := range atStart {
+					if use.name == r.Capability && r.Kept {
+						listed |= setOf(uintptr(use.number))
+					}
+				}
+			}
+			if listed != test.want {
+				t.Errorf("%b are shown as kept, want %b: %+v", listed, test.want, got.List)
+			}
+		})
+	}
+}
+
+// onAllThreads are what /proc says of each thread's rights.
+func (p *process) onAllThreads(want map[string]string) {
+	p.t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.cmd.Process.Pid))
+	if err != nil || len(threads) < 2 {
+		p.t.Fatalf("%d threads: %v", len(threads), err)
+	}
+	for _, thread := range threads {
+		text, err := os.ReadFile(thread)
+		if err != nil {
+			continue // it ended
+		}
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(line, ":")
+			if v, ok := want[name]; ok && strings.TrimSpace(value) != v {
+				p.t.Errorf("%s: %s is %s, want %s", thread, name, strings.TrimSpace(value), v)
+			}
+		}
+	}
+}
+
+// What was only needed to attach is gone when the first request is answered, on all
+// threads and for good.
+func TestRightsAreGivenUp(t *testing.T) {
+	const bpf, perfmon, admin, search, ptrace = unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_SYS_PTRACE
+	private := func(t *testing.T, name, text string) string { // that only its owner may read, who is neither root nor nobody
+		dir := t.TempDir()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{path, dir} {
+			if err := os.Chown(path, 4242, 4242); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for ; dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o711); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
+	}
+	config := private(t, "web.yml", "http_server_config: {http2: false}\n")
+	socket := filepath.Join(filepath.Dir(config), "cri.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	if err := errors.Join(os.Chmod(socket, 0o600), os.Chown(socket, 4242, 4242)); err != nil {
+		t.Fatal(err)
+	}
+	with := func(more ...uintptr) as {
+		return as{nobody: true, capabilities: append([]uintptr{bpf, perfmon}, more...)}
+	}
+	for name, test := range map[string]struct {
+		who  as
+		args []string
+		kept capabilities
+		said string
+	}{
+		"root":                             {as{}, nil, setOf(admin, ptrace), `kept="CAP_SYS_PTRACE, CAP_SYS_ADMIN" given_up="CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH`},
+		"root without an audit":            {as{}, []string{"--audit.budget=0"}, 0, `uid=0 kept=none`},
+		"root by sock_diag":                {as{}, []string{"--census.mechanism=sock_diag"}, setOf(admin, ptrace, search), `kept="CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYS_ADMIN"`},
+		"root with a stranger's socket":    {as{}, []string{"--audit.budget=0", "--cri.socket=" + socket}, setOf(unix.CAP_DAC_OVERRIDE), `kept=CAP_DAC_OVERRIDE`},
+		"nobody":                           {as{nobody: true}, nil, 0, `uid=65534 kept=none given_up=none`},
+		"nobody, BPF":                      {as{nobody: true, capabilities: []uintptr{bpf}}, nil, 0, `given_up=CAP_BPF`},
+		"nobody, what is needed to attach": {with(search), nil, 0, `kept=none given_up="CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH"`},
+		"nobody, what audits need":         {with(admin, ptrace), nil, setOf(admin, ptrace), `given_up="CAP_BPF, CAP_PERFMON"`},
+		"nobody, and one more":             {with(unix.CAP_NET_ADMIN), nil, 0, `given_up="CAP_BPF, CAP_PERFMON, 1 others"`},
+		"nobody with a private file":       {with(search), []string{"--web.config.file=" + config}, setOf(search), `kept=CAP_DAC_READ_SEARCH`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := launch(t, test.who, test.args...)
+			kept := fmt.Sprintf("%016x", uint64(test.kept))
+			want := map[string]string{"CapPrm": kept, "CapEff": kept, "CapInh": "0000000000000000", "CapAmb": "0000000000000000", "NoNewPrivs": "1"}
+			if !test.who.nobody { // who had CAP_SETPCAP
+				want["CapBnd"] = "0000000000000000"
+			}
+			p.onAllThreads(want)
+			if !strings.Contains(p.log.String(), test.said) {
+				t.Errorf("the log does not say %s:\n%s", test.said, &p.log)
+			}
+			_, doc := checkHere(t, test.who, test.args...)
+			var shown capabilities
+			for _, r := range doc.Rights.List {
+				for _, use := range atStart {
+					if use.name == r.Capability && r.Kept {
+						shown |= setOf(uintptr(use.number))
+					}
+				}
+			}
+			if shown != test.kept || doc.Rights.Stuck != "" {
+				t.Errorf("check shows %+v, want %b", doc.Rights, test.kept)
+			}
+			p.metrics()          // which are there
+			p.onAllThreads(want) // also on threads that came since
+		})
+	}
+}
+
+// Namespaces that come after the start are seen, named and audited with what is left
+// of root's rights.
+func TestNamespacesAfterTheRightsWereGivenUp(t *testing.T) {
+	for _, mechanism := range []string{"auto", "sock_diag"} {
+		t.Run(mechanism, func(t *testing.T) {
+			dir := t.TempDir()
+			p := launch(t, as{}, "--path.netns="+dir, "--census.interval=1s", "--audit.budget=1", "--census.mechanism="+mechanism)
+			scenario.NewNamed(t, dir, "late")
+			want := map[string]float64{`sockq_tcp_sockets{netns="late",state="LISTEN"}`: 0}
+			if mechanism == "auto" {
+				s := scenario.NewStage(t, scenario.IPv4)
+				want["sockq_listener_accept_queue_limit"+at(s.NS, s.Listen(7))] = 7
+				want[`sockq_audit_difference{check="states",netns="late"}`] = 0
+			}
+			p.shows(want)
+		})
+	}
 }

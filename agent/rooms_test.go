@@ -28,7 +28,11 @@ var rooms = map[string][]string{
 		"sockq/probes/diagnose", "sockq/probes/owner", "github.com/cilium/ebpf",
 	},
 	"collectors/catalogue":           {},
-	"collectors/catalogue/reference": {"sockq/collectors/catalogue"},
+	"collectors/catalogue/reference": {"sockq/collectors/catalogue", "sockq/collectors/budget"},
+	"collectors/budget": {
+		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/probes/diagnose",
+		"sockq/collectors/catalogue",
+	},
 	"collectors": {
 		"sockq/probes", "sockq/probes/census", "sockq/probes/tcpstate", "sockq/probes/tracker", "sockq/probes/diagnose",
 		"sockq/collectors/catalogue",
@@ -47,10 +51,12 @@ var rooms = map[string][]string{
 	// They start the tests of the probes, and need nothing of them.
 	"probes/guests":      {},
 	"probes/guests/init": {},
+	// It renders the chart, by helm.
+	"deploy/render": {},
 }
 
 var forTestsOnly = []string{
-	"sockq/probes/scenario", "sockq/probes/bench", "sockq/probes/guests", "sockq/probes/guests/init",
+	"sockq/probes/scenario", "sockq/probes/bench", "sockq/probes/guests", "sockq/probes/guests/init", "sockq/deploy/render",
 }
 
 // generatorsOnly brings a big library along, which nothing that ships may.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -105,16 +106,12 @@ func listen(flags *web.FlagConfig) ([]net.Listener, error) {
 	return out, nil
 }
 
-func byToolkit(flags *web.FlagConfig) bool {
-	if *flags.WebSystemdSocket {
-		return true
-	}
-	for _, address := range *flags.WebListenAddresses {
-		if strings.HasPrefix(address, "vsock://") {
-			return true
-		}
-	}
-	return false
+func byToolkit(flags *web.FlagConfig) bool { return *flags.WebSystemdSocket || onVsock(flags) }
+
+func onVsock(flags *web.FlagConfig) bool {
+	return slices.ContainsFunc(*flags.WebListenAddresses, func(address string) bool {
+		return strings.HasPrefix(address, "vsock://")
+	})
 }
 
 func explainListen(address string, err error) error {

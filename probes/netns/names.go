@@ -34,7 +34,7 @@ type Names struct {
 
 	mu         sync.Mutex
 	named      map[uint32]string
-	pid1       uint32 // 0 if unknown
+	pid1       uint32 // 0 if unknown; read once, since it needs a right that may be given up
 	unreadable uint64
 	// What could not be read last time, so that it is counted once.
 	failedNames, failedProcesses map[string]struct{}
@@ -47,19 +47,24 @@ func NewNames(procfs, netnsPath string) *Names {
 	return &Names{procfs: procfs, netnsPath: netnsPath}
 }
 
-// Refresh reads the names anew; those that are gone are forgotten, and so is
-// everything if it fails. A directory that is not there has no names. It fails
-// only if the directory is there and cannot be read.
+// Refresh reads the names anew; those that are gone are forgotten, and so are
+// all if it fails. A directory that is not there has no names. It fails only if
+// the directory is there and cannot be read. PID 1 stays where it was found.
 //
 // What cannot be read, or has no usable name, is skipped and counted: the link
 // of PID 1 (which needs the right to ptrace it), a plain file whose mount is
 // gone, a name that could be taken for something else, entries over 4096.
 func (n *Names) Refresh() error {
 	failed := make(map[string]struct{})
-	pid1Path := filepath.Join(n.procfs, "1/ns/net")
-	pid1, err := linkInode(pid1Path)
-	if err != nil {
-		failed[pid1Path] = struct{}{}
+	n.mu.Lock()
+	pid1 := n.pid1
+	n.mu.Unlock()
+	if pid1 == 0 {
+		var err error
+		pid1Path := filepath.Join(n.procfs, "1/ns/net")
+		if pid1, err = linkInode(pid1Path); err != nil {
+			failed[pid1Path] = struct{}{}
+		}
 	}
 	entries, dirErr := n.entries(failed)
 	named := make(map[uint32]string, len(entries))

@@ -59,6 +59,14 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 	}}, nil
 }
 
+// try counts the tokens that may be read.
+func (k *kubeletSource) try() int {
+	if _, err := readToken(k.token); err != nil {
+		return 0
+	}
+	return 1
+}
+
 func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url, nil)
 	if err != nil {

@@ -216,6 +216,15 @@ func (f *Finder) Pods() (source string, err error) {
 	return f.pods.source.name(), err
 }
 
+// TryPods counts the files from which the names of pods are read, each time anew, and
+// that the calling thread may open: sockets of container runtimes, the kubelet's token.
+func (f *Finder) TryPods() int {
+	if f.pods.source == nil {
+		return 0
+	}
+	return f.pods.source.try()
+}
+
 // Unreadable counts processes whose open files a Scan was not allowed to read,
 // each once.
 func (f *Finder) Unreadable() uint64 { return f.lost.unreadable.Load() }

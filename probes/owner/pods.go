@@ -38,6 +38,8 @@ type podSource interface {
 	name() string
 	// read lists them into t. It fails with errNoSource where nobody can be asked.
 	read(ctx context.Context, t *podTable) error
+	// try counts the files that read needs and that the calling thread may open.
+	try() int
 }
 
 // podTable are the containers of one read, by their ids, and their pods by UID.

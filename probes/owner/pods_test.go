@@ -21,6 +21,8 @@ type fakeSource struct {
 
 func (*fakeSource) name() string { return "fake" }
 
+func (s *fakeSource) try() int { return len(s.containers) }
+
 func (s *fakeSource) read(ctx context.Context, t *podTable) error {
 	s.reads++
 	if deadline, ok := ctx.Deadline(); ok {

@@ -1,5 +1,6 @@
-// Command reference writes the metric reference into README.md, between its
-// two markers. Run it from the root of the repository:
+// Command reference writes what is made from the catalogue into the documents that
+// have it, between two markers each: the metric reference and the budget of series. Run
+// it from the root of the repository:
 //
 //	go run ./collectors/catalogue/reference
 package main
@@ -13,24 +14,36 @@ import (
 	"sockq/collectors/catalogue"
 )
 
-const (
-	begin = "<!-- metrics:begin -->"
-	end   = "<!-- metrics:end -->"
-)
+// A section of a document is made from the catalogue.
+type section struct {
+	path string
+	name string // in its markers
+	text func() string
+}
+
+var sections = []section{
+	{"README.md", "metrics", reference},
+	{"deploy/prometheus/README.md", "budget", budgets},
+}
+
+func (s section) begin() string { return "<!-- " + s.name + ":begin -->" }
+func (s section) end() string   { return "<!-- " + s.name + ":end -->" }
 
 func main() {
-	if err := update("README.md"); err != nil {
-		fmt.Fprintln(os.Stderr, "reference:", err)
-		os.Exit(1)
+	for _, s := range sections {
+		if err := s.update(s.path); err != nil {
+			fmt.Fprintln(os.Stderr, "reference:", err)
+			os.Exit(1)
+		}
 	}
 }
 
-func update(path string) error {
+func (s section) update(path string) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	text, err := splice(string(old))
+	text, err := s.splice(string(old))
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -40,17 +53,17 @@ func update(path string) error {
 	return os.WriteFile(path, []byte(text), 0o644)
 }
 
-// splice puts the reference between the markers of text.
-func splice(text string) (string, error) {
-	head, rest, ok := strings.Cut(text, begin)
+// splice puts the section between its markers in text.
+func (s section) splice(text string) (string, error) {
+	head, rest, ok := strings.Cut(text, s.begin())
 	if !ok {
-		return "", fmt.Errorf("no line %s", begin)
+		return "", fmt.Errorf("no line %s", s.begin())
 	}
-	_, tail, ok := strings.Cut(rest, end)
+	_, tail, ok := strings.Cut(rest, s.end())
 	if !ok {
-		return "", fmt.Errorf("no line %s after %s", end, begin)
+		return "", fmt.Errorf("no line %s after %s", s.end(), s.begin())
 	}
-	return head + begin + "\n" + reference() + end + tail, nil
+	return head + s.begin() + "\n" + s.text() + s.end() + tail, nil
 }
 
 // reference is the list of metrics as Markdown.

@@ -1,0 +1,599 @@
+package deploy_test
+
+import (
+	"bytes"
+	"crypto/md5"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"sockq/collectors/budget"
+	"sockq/collectors/catalogue"
+	"sockq/probes/census"
+	"sockq/probes/scenario"
+)
+
+const (
+	alertRules = "../alerts/rules.yaml"
+	fleetRules = "prometheus/fleet-rules.yaml"
+)
+
+type rule struct {
+	Record, Alert, Expr string
+	Annotations         map[string]string
+}
+
+func rulesOf(t *testing.T, path string) (all []rule) {
+	t.Helper()
+	var file struct{ Groups []struct{ Rules []rule } }
+	readYAML(t, path, &file)
+	for _, g := range file.Groups {
+		all = append(all, g.Rules...)
+	}
+	if len(all) == 0 {
+		t.Fatalf("%s has no rules", path)
+	}
+	return all
+}
+
+var (
+	sockqMetric = regexp.MustCompile(`\bsockq[_:][a-zA-Z0-9_:]+`)
+	fleetName   = regexp.MustCompile(`^sockq:(node|cluster)_[a-z0-9_]+:(sum|count|max|rate5m)$`)
+)
+
+// asksFor are sockq's metrics in a rule's queries.
+func (r rule) asksFor() []string {
+	text := r.Expr
+	for _, annotation := range r.Annotations {
+		text += "\n" + annotation
+	}
+	return sockqMetric.FindAllString(text, -1)
+}
+
+// exposed are the names under which the catalogue's metrics are scraped, and whose they are.
+func exposed() map[string]*catalogue.Metric {
+	names := make(map[string]*catalogue.Metric)
+	for _, m := range catalogue.All {
+		names[m.Name] = m
+		if m.Type == catalogue.Histogram {
+			names[m.Name+"_bucket"], names[m.Name+"_sum"], names[m.Name+"_count"] = m, m, m
+		}
+	}
+	return names
+}
+
+func TestFleetRulesByPromtool(t *testing.T) {
+	mustRun(t, nil, "promtool", "check", "rules", "--lint=all", "--lint-fatal", fleetRules)
+	mustRun(t, nil, "promtool", "test", "rules", "prometheus/fleet-rules_test.yaml")
+}
+
+// Fleet rules ask for what is there, are additive, and are all tested.
+func TestFleetRules(t *testing.T) {
+	known := make(map[string]bool)
+	for name := range exposed() {
+		known[name] = true
+	}
+	for _, r := range slices.Concat(rulesOf(t, alertRules), rulesOf(t, fleetRules)) {
+		known[r.Record] = true
+	}
+	var tests struct {
+		Tests []struct {
+			Checks []struct{ Expr string } `yaml:"promql_expr_test"`
+		}
+	}
+	readYAML(t, "prometheus/fleet-rules_test.yaml", &tests)
+	tested := make(map[string]bool)
+	for _, test := range tests.Tests {
+		for _, c := range test.Checks {
+			tested[sockqMetric.FindString(c.Expr)] = true
+		}
+	}
+	aggregation := regexp.MustCompile(`^(sum|count|max) (by|without) `)
+	for _, r := range rulesOf(t, fleetRules) {
+		if !fleetName.MatchString(r.Record) || !aggregation.MatchString(r.Expr) {
+			t.Errorf("%s: %s: not a sum, count or maximum of nodes or clusters", r.Record, r.Expr)
+		}
+		if !tested[r.Record] {
+			t.Errorf("%s: fleet-rules_test.yaml does not ask for it", r.Record)
+		}
+		if strings.HasPrefix(r.Record, "sockq:cluster_") != strings.Contains(r.Expr, " by (cluster, job") {
+			t.Errorf("%s: %s: the name is not what it aggregates to", r.Record, r.Expr)
+		}
+		for _, name := range r.asksFor() {
+			if !known[name] {
+				t.Errorf("%s: there is no %s", r.Record, name)
+			}
+		}
+	}
+}
+
+// A relabeling of remote-write.yaml.
+type relabeling struct {
+	SourceLabels []string `yaml:"source_labels"`
+	Regex        string
+	Action       string
+}
+
+func (r relabeling) drops(labels map[string]string) bool {
+	var values []string
+	for _, label := range r.SourceLabels {
+		values = append(values, labels[label])
+	}
+	return regexp.MustCompile("^(?:" + r.Regex + ")$").MatchString(strings.Join(values, ";"))
+}
+
+func dropped(t *testing.T) []relabeling {
+	t.Helper()
+	var config struct {
+		RemoteWrite []struct {
+			Relabelings []relabeling `yaml:"write_relabel_configs"`
+		} `yaml:"remote_write"`
+	}
+	readYAML(t, "prometheus/remote-write.yaml", &config)
+	if len(config.RemoteWrite) != 1 || len(config.RemoteWrite[0].Relabelings) == 0 {
+		t.Fatalf("no relabelings: %+v", config)
+	}
+	return config.RemoteWrite[0].Relabelings
+}
+
+// What the rules ask for is written; what is dropped exists.
+func TestRemoteWriteKeepsWhatRulesNeed(t *testing.T) {
+	drops := dropped(t)
+	written := func(labels map[string]string) bool {
+		return !slices.ContainsFunc(drops, func(r relabeling) bool { return r.drops(labels) })
+	}
+	valued := regexp.MustCompile(`(\w+)\{[^}]*\b(event|name)=~?"([A-Za-z0-9_|]+)"`)
+	metrics := exposed()
+	for _, r := range slices.Concat(rulesOf(t, alertRules), rulesOf(t, fleetRules)) {
+		for _, name := range r.asksFor() {
+			if metrics[name] != nil && !written(map[string]string{"__name__": name, "job": "sockq"}) {
+				t.Errorf("%s%s asks for %s, which is dropped", r.Record, r.Alert, name)
+			}
+		}
+		text := r.Expr
+		for _, annotation := range r.Annotations {
+			text += "\n" + annotation
+		}
+		for _, m := range valued.FindAllStringSubmatch(text, -1) {
+			for value := range strings.SplitSeq(m[3], "|") {
+				if !written(map[string]string{"__name__": m[1], m[2]: value, "job": "sockq"}) {
+					t.Errorf("%s%s asks for %s of %s=%q, which is dropped", r.Record, r.Alert, m[1], m[2], value)
+				}
+			}
+		}
+	}
+	var samples []map[string]string
+	for name := range metrics {
+		samples = append(samples, map[string]string{"__name__": name})
+	}
+	for _, event := range census.EventNames {
+		samples = append(samples, map[string]string{"__name__": catalogue.KernelTCPEvents.Name, "event": event})
+	}
+	for _, name := range census.SysctlNames {
+		samples = append(samples, map[string]string{"__name__": catalogue.Sysctl.Name, "name": name})
+	}
+	for _, library := range []string{"go_goroutines", "promhttp_metric_handler_requests_total"} {
+		samples = append(samples, map[string]string{"__name__": library, "job": "sockq"})
+	}
+	lists := regexp.MustCompile(`\(([A-Za-z_]+\|[A-Za-z_|]+)\)`) // of plain names
+	for _, r := range drops {
+		if r.Action != "drop" || !slices.ContainsFunc(samples, r.drops) {
+			t.Errorf("%+v drops nothing", r)
+		}
+		for _, list := range lists.FindAllStringSubmatch(r.Regex, -1) {
+			for name := range strings.SplitSeq(list[1], "|") {
+				one := r
+				one.Regex = strings.Replace(r.Regex, list[1], name, 1)
+				if !slices.ContainsFunc(samples, one.drops) {
+					t.Errorf("%s: there is no %s", r.Regex, name)
+				}
+			}
+		}
+	}
+}
+
+// The examples take of one node what the budget says of sockq's defaults at most, and not
+// much more.
+func TestSampleLimit(t *testing.T) {
+	worst := budget.Scrape{Tier: "A"}.Node(budget.Count{Listeners: 1001, Namespaces: 301, Processes: 501}).Most
+	for _, name := range []string{"scrape", "remote-write"} {
+		var config struct {
+			ScrapeConfigs []struct {
+				SampleLimit int `yaml:"sample_limit"`
+			} `yaml:"scrape_configs"`
+		}
+		readYAML(t, "prometheus/"+name+".yaml", &config)
+		if got := config.ScrapeConfigs[0].SampleLimit; got < worst || got > worst*21/20 {
+			t.Errorf("%s.yaml has the limit %d, the budget at most %d series", name, got, worst)
+		}
+	}
+}
+
+// site is a directory with all that the examples refer to, and the examples as they are,
+// but for paths, addresses and how often things happen.
+type site struct {
+	t   *testing.T
+	dir string
+}
+
+const every = "2s"
+
+var often = regexp.MustCompile(`(?m)^(\s*(?:scrape_|evaluation_)?interval:) \d+s`)
+
+func newSite(t *testing.T) *site {
+	s := &site{t, t.TempDir()}
+	for _, path := range []string{alertRules, fleetRules} {
+		s.write(filepath.Base(path), often.ReplaceAllString(read(t, path), "$1 "+every))
+	}
+	s.write("nodes.yaml", "[]")
+	return s
+}
+
+func (s *site) write(name, text string) string {
+	s.t.Helper()
+	path := filepath.Join(s.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}
+
+// example is one of the examples under another name; replaced are pairs of what has to be in it
+// and what is there instead.
+func (s *site) example(name, as string, replaced ...string) (path string) {
+	s.t.Helper()
+	text := read(s.t, "prometheus/"+name)
+	for pair := range slices.Chunk(replaced, 2) {
+		if !strings.Contains(text, pair[0]) {
+			s.t.Fatalf("%s has no %s", name, pair[0])
+		}
+		text = strings.ReplaceAll(text, pair[0], pair[1])
+	}
+	text = strings.ReplaceAll(text, "/etc/prometheus/sockq", s.dir)
+	return s.write(as, often.ReplaceAllString(text, "$1 "+every))
+}
+
+// promtool takes the examples, with the files that they name.
+func TestFleetExamples(t *testing.T) {
+	s := newSite(t)
+	mustRun(t, nil, "promtool", "check", "config", s.example("scrape.yaml", "scrape.yaml"))
+	mustRun(t, nil, "promtool", "check", "config", s.example("federation.yaml", "federation.yaml"))
+	mustRun(t, nil, "promtool", "check", "config", "--agent", s.example("remote-write.yaml", "remote-write.yaml"))
+}
+
+// starter starts processes that the kernel kills when this one ends, however it does:
+// their parent is a thread that ends with it.
+var starter = sync.OnceValue(func() chan<- func() {
+	starts := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for start := range starts {
+			start()
+		}
+	}()
+	return starts
+})
+
+// start runs a program until the test ends.
+func (s *site) start(name string, args ...string) {
+	s.t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	starter() <- func() { started <- cmd.Start() }
+	if err := <-started; err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if s.t.Failed() {
+			s.t.Logf("%s said:\n%s", strings.Join(cmd.Args, " "), &log)
+		}
+	})
+}
+
+// prometheus starts one and returns its address.
+func (s *site) prometheus(name, config string, args ...string) (address string) {
+	s.t.Helper()
+	address = "127.0.0.1:" + freePorts(s.t, 1)[0]
+	s.start("prometheus", append(args, "--config.file="+config, "--web.listen-address="+address)...)
+	eventually(s.t, 30*time.Second, name, func() error {
+		resp, err := http.Get("http://" + address + "/-/ready")
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s", resp.Status)
+		}
+		return nil
+	})
+	return address
+}
+
+func (s *site) data(name string) string {
+	return "--storage.tsdb.path=" + filepath.Join(s.dir, name)
+}
+
+// ask is a query's result: the value by the label given.
+func ask(address, query, label string) (map[string]float64, error) {
+	resp, err := http.Get("http://" + address + "/api/v1/query?query=" + url.QueryEscape(query))
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var answer struct {
+		Error string
+		Data  struct {
+			Result []struct {
+				Metric map[string]string
+				Value  [2]any
+			}
+		}
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return nil, err
+	}
+	if answer.Error != "" {
+		return nil, fmt.Errorf("%s: %s", query, answer.Error)
+	}
+	values := make(map[string]float64)
+	for _, r := range answer.Data.Result {
+		text, _ := r.Value[1].(string)
+		value, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", query, err)
+		}
+		values[r.Metric[label]] = value
+	}
+	return values, nil
+}
+
+// answers waits until a query's result is as wanted.
+func (s *site) answers(address, query, label string, want map[string]float64) {
+	s.t.Helper()
+	eventually(s.t, 30*time.Second, query, func() error {
+		got, err := ask(address, query, label)
+		if err == nil && !maps.Equal(got, want) {
+			err = fmt.Errorf("%v, want %v", got, want)
+		}
+		return err
+	})
+}
+
+func (s *site) value(address, query string) float64 {
+	s.t.Helper()
+	got, err := ask(address, query, "")
+	if err != nil || len(got) != 1 {
+		s.t.Fatalf("%s: %v, %v", query, got, err)
+	}
+	return got[""]
+}
+
+// hashmod is Prometheus's relabeling of that name.
+func hashmod(value string, modulus uint64) uint64 {
+	sum := md5.Sum([]byte(value))
+	return binary.BigEndian.Uint64(sum[8:]) % modulus
+}
+
+// Four nodes, which are one, two shards of a cluster that scrape two each, with TLS and
+// a password, a global Prometheus that federates them, and an agent that writes what
+// it scrapes to a further one, whose rules find the same.
+func TestFleet(t *testing.T) {
+	requested(t, "fleet", "prometheus:prometheus")
+	s := newSite(t)
+	shards, addresses := fourNodes(t)
+	_, port, err := net.SplitHostPort(addresses[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := newAuthority(t, s.dir)
+	var ips []string
+	for _, a := range addresses {
+		ip, _, _ := net.SplitHostPort(a)
+		ips = append(ips, ip)
+	}
+	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, ips...)
+	s.write("password", "fakepassword")
+	s.write("nodes.yaml", "- targets: ['"+strings.Join(addresses, "', '")+"']\n")
+	binary := filepath.Join(s.dir, "sockq")
+	build := exec.Command("go", "build", "-o", binary, "../agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	s.start(binary, "--web.listen-address=0.0.0.0:"+port, "--web.config.file="+s.example("web.yml", "web.yml"))
+
+	s.wantsPassword(addresses[0])
+
+	quiet := "127.0.0.1:9" // where no Alertmanager is
+	var cluster []string
+	for i := range 2 {
+		name := strconv.Itoa(i)
+		config := s.example("scrape.yaml", "scrape-"+name+".yaml", "alertmanager.example.com:9093", quiet, `"0"`, strconv.Quote(name))
+		cluster = append(cluster, s.prometheus("shard "+name, config, s.data(name)))
+	}
+	global := s.prometheus("the global one", s.example("federation.yaml", "federation.yaml",
+		"prometheus.eu-1.example.com:9090", cluster[0], "prometheus.us-1.example.com:9090", cluster[1]), s.data("global"))
+	central := s.prometheus("the central one",
+		s.write("central.yaml", "global: {evaluation_interval: "+every+"}\nrule_files: ["+s.dir+"/rules.yaml, "+s.dir+"/fleet-rules.yaml]\n"),
+		s.data("central"), "--web.enable-remote-write-receiver")
+	s.prometheus("the agent", s.example("remote-write.yaml", "remote-write.yaml",
+		"https://mimir.example.com/api/v1/push", "http://"+central+"/api/v1/write"),
+		"--enable-feature=agent", "--storage.agent.path="+filepath.Join(s.dir, "agent"))
+
+	// Each node is one shard's.
+	for i, c := range cluster {
+		want := make(map[string]float64)
+		for _, node := range shards[i] {
+			want[node] = 1
+		}
+		s.answers(c, `up{job="sockq"}`, "instance", want)
+	}
+
+	works := scenario.NewStage(t, scenario.IPv4)
+	l := works.Listen(16)
+	for range 3 {
+		client := works.Connect(l.Addr())
+		server := l.Accept()
+		client.Close()
+		server.Close()
+	}
+	refuses := scenario.NewStage(t, scenario.IPv4)
+	full := refuses.Listen(2)
+	where := fmt.Sprintf(`netns="%d", address=%q`, refuses.NS.Inode(), full.Addr())
+	s.answers(cluster[0], `count(sockq_listener_socket_drops_total{`+where+`})`, "", map[string]float64{"": 2})
+	s.answers(cluster[1], `count(sockq_listener_socket_drops_total{`+where+`})`, "", map[string]float64{"": 2})
+	for range 3 {
+		refuses.Connect(full.Addr())
+	}
+	for range 20 {
+		refuses.Begin(full.Addr())
+	}
+
+	all := make(map[string]float64)
+	for _, node := range addresses {
+		all[node] = 1
+	}
+	s.answers(global, `ALERTS{alertname="SockqAcceptQueueOverflow", alertstate="firing", severity="critical", `+where+`}`, "instance", all)
+	s.answers(global, `count by (instance) (sockq:listener_overflow:ratio_rate5m{`+where+`})`, "instance", all)
+	s.answers(global, `count by (instance) (sockq:node_kernel:count{cluster="eu-1", job="sockq"})`, "instance", all)
+	s.answers(global, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 4})
+	s.answers(global, `sum by (cluster) (sockq:cluster_listeners_refusing:sum) >= bool 4`, "cluster", map[string]float64{"eu-1": 1})
+	s.answers(global, `count({__name__=~"sockq_.+"})`, "", map[string]float64{}) // nothing else comes
+
+	// The central one's rules see what those of the shard do, of fewer series.
+	wantCentral := make(map[string]float64)
+	for _, node := range shards[0] {
+		wantCentral[node] = 1
+	}
+	s.answers(central, `ALERTS{alertname="SockqAcceptQueueOverflow", alertstate="firing", severity="critical", `+where+`}`, "instance", wantCentral)
+	s.answers(central, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 2})
+	s.answers(central, `count({__name__=~"sockq_tcp_state_seconds_.+|go_.+|sockq_sysctl", name!~"somaxconn|tcp_.*(backlog|cookies|buckets)"})`, "", map[string]float64{})
+
+	s.holdsTheBudget(cluster[0], shards[0][0], fmt.Sprintf(`netns="%d", address=%q`, works.NS.Inode(), l.Addr()))
+	node := shards[0][0]
+	scraped := s.value(cluster[0], fmt.Sprintf(`scrape_samples_scraped{instance=%q}`, node))
+	sent := s.value(central, fmt.Sprintf(`count({job="sockq", instance=%q, __name__!~".*:.*|ALERTS.*"})`, node))
+	recorded := s.value(global, fmt.Sprintf(`count({instance=%q, __name__=~"sockq:node_.+"})`, node))
+	perCluster := s.value(global, `count({__name__=~"sockq:cluster_.+", shard="0"})`)
+	t.Logf("of %v series of the node %v are sent, %v recorded; %v of the cluster by a shard", scraped, sent, recorded, perCluster)
+	if recorded > 40 || perCluster > 55 {
+		t.Errorf("%v series are recorded of the node, %v of the cluster", recorded, perCluster)
+	}
+}
+
+// wantsPassword: with web.yml no path is without TLS, or without the password.
+func (s *site) wantsPassword(address string) {
+	s.t.Helper()
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(read(s.t, filepath.Join(s.dir, "ca.crt")))) {
+		s.t.Fatal("no certificate")
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	status := func(scheme, path, password string) (int, error) {
+		request, err := http.NewRequest(http.MethodGet, scheme+"://"+address+path, nil)
+		if err != nil {
+			return 0, err
+		}
+		if password != "" {
+			request.SetBasicAuth("prometheus", password)
+		}
+		resp, err := client.Do(request)
+		if err != nil {
+			return 0, err
+		}
+		resp.Body.Close()
+		return resp.StatusCode, nil
+	}
+	eventually(s.t, 30*time.Second, "sockq is ready", func() error {
+		code, err := status("https", "/-/ready", "fakepassword")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("%d", code)
+		}
+		return err
+	})
+	for _, path := range []string{"/", "/metrics", "/api/v1/snapshot", "/-/healthy"} {
+		for password, want := range map[string]int{"": http.StatusUnauthorized, "wrong": http.StatusUnauthorized, "fakepassword": http.StatusOK} {
+			if got, err := status("https", path, password); err != nil || got != want {
+				s.t.Errorf("%s with the password %q: %d, %v, want %d", path, password, got, err, want)
+			}
+		}
+		if got, err := status("http", path, "fakepassword"); err == nil && got != http.StatusBadRequest {
+			s.t.Errorf("%s without TLS: %d", path, got)
+		}
+	}
+}
+
+// fourNodes are addresses of this machine, two for each of two shards.
+func fourNodes(t *testing.T) (shards [2][]string, all []string) {
+	t.Helper()
+	for range 100 {
+		shards, all = [2][]string{}, nil
+		port := freePorts(t, 1)[0]
+		for i := range 4 {
+			node := net.JoinHostPort(fmt.Sprintf("127.0.0.%d", i+1), port)
+			shard := hashmod(node, 2)
+			shards[shard] = append(shards[shard], node)
+			all = append(all, node)
+		}
+		if len(shards[0]) == 2 {
+			return shards, all
+		}
+	}
+	t.Fatal("there is no such port")
+	return shards, nil
+}
+
+// holdsTheBudget compares what a node has with what collectors/budget says.
+func (s *site) holdsTheBudget(address, node, worker string) {
+	s.t.Helper()
+	tiers, err := ask(address, fmt.Sprintf(`sockq_kernel_info{instance=%q}`, node), "tier")
+	if err != nil || len(tiers) != 1 {
+		s.t.Fatalf("%v, %v", tiers, err)
+	}
+	scrape := budget.Scrape{Tier: catalogue.Tiers(slices.Collect(maps.Keys(tiers))[0])}
+	s.answers(address, fmt.Sprintf(`count({__name__=~"sockq_listener_.+", instance=%q, %s})`, node, worker), "",
+		map[string]float64{"": float64(scrape.One(budget.Listener).Usual)})
+
+	var things []string
+	for name, m := range exposed() {
+		if budget.Of(m) != budget.Agent {
+			things = append(things, name)
+		}
+	}
+	own := s.value(address, fmt.Sprintf(`count({instance=%q, __name__!~"%s|up|scrape_.+|.+:.+|ALERTS.*"})`, node, strings.Join(things, "|")))
+	count := budget.Count{
+		Listeners:  int(s.value(address, fmt.Sprintf(`count(sockq_listener_socket_drops_total{instance=%q})`, node))),
+		Namespaces: int(s.value(address, fmt.Sprintf(`count(sockq_tcp_sockets{instance=%q, state="LISTEN"})`, node))),
+		Processes:  int(s.value(address, fmt.Sprintf(`count(sockq_process_close_wait_sockets{instance=%q})`, node))),
+	}
+	scraped := s.value(address, fmt.Sprintf(`scrape_samples_scraped{instance=%q}`, node))
+	want := scrape.Node(count)
+	s.t.Logf("%+v: %v series, budget %+v; of sockq itself %v, budget %d", count, scraped, want, own, budget.AgentMost)
+	if int(scraped) > want.Most || own > budget.AgentMost {
+		s.t.Errorf("the node has %v series, the budget %d; of sockq itself %v, budget %d", scraped, want.Most, own, budget.AgentMost)
+	}
+}
