@@ -344,9 +344,9 @@ func TestImage(t *testing.T) {
 				t.Errorf("%s is not attached: %s", probe, c.reason(probe))
 			}
 		}
-		scenario.Run(t, func(t *testing.T, ns *scenario.Namespace, want scenario.Expect) {
-			t.Helper()
-			scene := strings.Split(t.Name(), "/")[2]
+		scenario.Run(t, func(tb testing.TB, ns *scenario.Namespace, want scenario.Expect) {
+			tb.Helper()
+			scene := strings.Split(tb.Name(), "/")[2]
 			if want.Gone || slices.Contains(brief, scene) {
 				return
 			}
@@ -360,7 +360,7 @@ func TestImage(t *testing.T) {
 					return
 				}
 				if time.Now().After(end) {
-					t.Fatalf("the metrics lack %q", missing)
+					tb.Fatalf("the metrics lack %q", missing)
 				}
 			}
 		})
