@@ -1,5 +1,5 @@
-# sockq as a container image: one static binary and nothing else. See "Install" in
-# README.md for how it is run.
+# sockq as a container image: one static binary and nothing else. See "Container" in
+# deploy/README.md for how it is run.
 #
 #   docker build --build-arg VERSION=v1.0.0 --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) -t sockq .
 #
