@@ -92,6 +92,10 @@ var causes = []cause{
 	{says: "open tracefs (needs root", why: "no right to read tracefs", gives: "root or CAP_DAC_READ_SEARCH"},
 	{says: "the own namespace only", why: "only for the namespace that sockq runs in: it may not enter others",
 		gives: "root or CAP_SYS_ADMIN; and CAP_SYS_PTRACE for namespaces without a name"},
+	{says: "to find them by their processes", why: "not for namespaces that only a process leads to: it may not look at all of them",
+		gives: "root or CAP_SYS_PTRACE"},
+	{says: "connect: permission denied", why: "the container runtime's socket belongs to somebody else",
+		gives: "root (of the systemd unit pods.conf), or --kubelet.url"},
 	{says: "the sock_diag source was asked for", why: "turned off", gives: "--census.mechanism=auto"},
 }
 

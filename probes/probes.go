@@ -666,9 +666,7 @@ func (p *Probes) probes() []Probe {
 	for i := range probes {
 		probe := &probes[i]
 		if probe.Name == "audit" && p.auditor != nil {
-			if err := p.auditor.reason(); err != nil {
-				probe.Reason = "the own namespace only: " + err.Error()
-			}
+			probe.Reason = p.auditor.lacks()
 		}
 		if probe.Name == probePods && p.owners != nil {
 			p.owners.describePods(probe)
