@@ -33,24 +33,38 @@ import (
 )
 
 const (
-	alertRules = "../alerts/rules.yaml"
-	fleetRules = "prometheus/fleet-rules.yaml"
+	alertRules  = "../alerts/rules.yaml"
+	fleetRules  = "prometheus/fleet-rules.yaml"
+	globalRules = "prometheus/global-rules.yaml"
 )
+
+// groupMost is how many rules of a group Mimir's ruler takes by default.
+const groupMost = 20
 
 type rule struct {
 	Record, Alert, Expr string
 	Annotations         map[string]string
 }
 
+type ruleGroup struct {
+	Name  string
+	Rules []rule
+}
+
+func groupsOf(t *testing.T, path string) []ruleGroup {
+	t.Helper()
+	var file struct{ Groups []ruleGroup }
+	readYAML(t, path, &file)
+	if len(file.Groups) == 0 {
+		t.Fatalf("%s has no groups", path)
+	}
+	return file.Groups
+}
+
 func rulesOf(t *testing.T, path string) (all []rule) {
 	t.Helper()
-	var file struct{ Groups []struct{ Rules []rule } }
-	readYAML(t, path, &file)
-	for _, g := range file.Groups {
+	for _, g := range groupsOf(t, path) {
 		all = append(all, g.Rules...)
-	}
-	if len(all) == 0 {
-		t.Fatalf("%s has no rules", path)
 	}
 	return all
 }
@@ -82,8 +96,35 @@ func exposed() map[string]*catalogue.Metric {
 }
 
 func TestFleetRulesByPromtool(t *testing.T) {
-	mustRun(t, nil, "promtool", "check", "rules", "--lint=all", "--lint-fatal", fleetRules)
-	mustRun(t, nil, "promtool", "test", "rules", "prometheus/fleet-rules_test.yaml")
+	mustRun(t, nil, "promtool", "check", "rules", "--lint=all", "--lint-fatal", fleetRules, globalRules)
+	mustRun(t, nil, "promtool", "test", "rules", "prometheus/fleet-rules_test.yaml", "prometheus/global-rules_test.yaml")
+}
+
+// A ruler takes the groups, and may evaluate them in any order: of its own file a group
+// asks only for what it records itself.
+func TestGroupsOfRules(t *testing.T) {
+	for _, path := range []string{alertRules, fleetRules, globalRules} {
+		groups := groupsOf(t, path)
+		for _, g := range groups {
+			if len(g.Rules) == 0 || len(g.Rules) > groupMost {
+				t.Errorf("%s: group %s has %d rules, at most %d", path, g.Name, len(g.Rules), groupMost)
+			}
+		}
+		if path != fleetRules {
+			continue
+		}
+		recordedBy := make(map[string]string)
+		for _, g := range groups {
+			for _, r := range g.Rules {
+				for _, name := range r.asksFor() {
+					if by, ok := recordedBy[name]; fleetName.MatchString(name) && (!ok || by != g.Name) {
+						t.Errorf("%s of group %s asks for %s, which is not recorded before it there", r.Record, g.Name, name)
+					}
+				}
+				recordedBy[r.Record] = g.Name
+			}
+		}
+	}
 }
 
 // Fleet rules ask for what is there, are additive, and are all tested.
@@ -237,11 +278,14 @@ type site struct {
 
 const every = "2s"
 
+// patience is for a machine that has other things to do.
+const patience = 90 * time.Second
+
 var often = regexp.MustCompile(`(?m)^(\s*(?:scrape_|evaluation_)?interval:) \d+s`)
 
 func newSite(t *testing.T) *site {
 	s := &site{t, t.TempDir()}
-	for _, path := range []string{alertRules, fleetRules} {
+	for _, path := range []string{alertRules, fleetRules, globalRules} {
 		s.write(filepath.Base(path), often.ReplaceAllString(read(t, path), "$1 "+every))
 	}
 	s.write("nodes.yaml", "[]")
@@ -319,7 +363,7 @@ func (s *site) prometheus(name, config string, args ...string) (address string) 
 	s.t.Helper()
 	address = "127.0.0.1:" + freePorts(s.t, 1)[0]
 	s.start("prometheus", append(args, "--config.file="+config, "--web.listen-address="+address)...)
-	eventually(s.t, 30*time.Second, name, func() error {
+	eventually(s.t, patience, name, func() error {
 		resp, err := http.Get("http://" + address + "/-/ready")
 		if err != nil {
 			return err
@@ -374,7 +418,7 @@ func ask(address, query, label string) (map[string]float64, error) {
 // answers waits until a query's result is as wanted.
 func (s *site) answers(address, query, label string, want map[string]float64) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, query, func() error {
+	eventually(s.t, patience, query, func() error {
 		got, err := ask(address, query, label)
 		if err == nil && !maps.Equal(got, want) {
 			err = fmt.Errorf("%v, want %v", got, want)
@@ -398,11 +442,22 @@ func hashmod(value string, modulus uint64) uint64 {
 	return binary.BigEndian.Uint64(sum[8:]) % modulus
 }
 
+// sockq starts an agent that has places for the listeners of other programs, too.
+func (s *site) sockq(args ...string) {
+	s.t.Helper()
+	binary := filepath.Join(s.dir, "sockq")
+	build := exec.Command("go", "build", "-o", binary, "../agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		s.t.Fatalf("go build: %v: %s", err, out)
+	}
+	s.start(binary, append(args, "--max-listeners=5000")...)
+}
+
 // Four nodes, which are one, two shards of a cluster that scrape two each, with TLS and
-// a password, a global Prometheus that federates them, and an agent that writes what
-// it scrapes to a further one, whose rules find the same.
+// a password, one of them native histograms, a global Prometheus that federates them, and
+// two agents that write the same to a further one, whose rules find the same.
 func TestFleet(t *testing.T) {
-	requested(t, "fleet", "prometheus:prometheus")
 	s := newSite(t)
 	shards, addresses := fourNodes(t)
 	_, port, err := net.SplitHostPort(addresses[0])
@@ -418,31 +473,32 @@ func TestFleet(t *testing.T) {
 	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, ips...)
 	s.write("password", "fakepassword")
 	s.write("nodes.yaml", "- targets: ['"+strings.Join(addresses, "', '")+"']\n")
-	binary := filepath.Join(s.dir, "sockq")
-	build := exec.Command("go", "build", "-o", binary, "../agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v: %s", err, out)
-	}
-	s.start(binary, "--web.listen-address=0.0.0.0:"+port, "--web.config.file="+s.example("web.yml", "web.yml"))
-
+	s.sockq("--web.listen-address=0.0.0.0:"+port, "--web.config.file="+s.example("web.yml", "web.yml"))
 	s.wantsPassword(addresses[0])
 
-	quiet := "127.0.0.1:9" // where no Alertmanager is
+	const quiet = "127.0.0.1:9" // where no Alertmanager is
+	native := [2][]string{1: {"--enable-feature=native-histograms"}}
 	var cluster []string
 	for i := range 2 {
 		name := strconv.Itoa(i)
 		config := s.example("scrape.yaml", "scrape-"+name+".yaml", "alertmanager.example.com:9093", quiet, `"0"`, strconv.Quote(name))
-		cluster = append(cluster, s.prometheus("shard "+name, config, s.data(name)))
+		cluster = append(cluster, s.prometheus("shard "+name, config, append(native[i], s.data(name))...))
 	}
-	global := s.prometheus("the global one", s.example("federation.yaml", "federation.yaml",
+	global := s.prometheus("the global one", s.example("federation.yaml", "federation.yaml", "alertmanager.example.com:9093", quiet,
 		"prometheus.eu-1.example.com:9090", cluster[0], "prometheus.us-1.example.com:9090", cluster[1]), s.data("global"))
+	var ruleFiles []string
+	for _, path := range []string{alertRules, fleetRules, globalRules} {
+		ruleFiles = append(ruleFiles, filepath.Join(s.dir, filepath.Base(path)))
+	}
 	central := s.prometheus("the central one",
-		s.write("central.yaml", "global: {evaluation_interval: "+every+"}\nrule_files: ["+s.dir+"/rules.yaml, "+s.dir+"/fleet-rules.yaml]\n"),
-		s.data("central"), "--web.enable-remote-write-receiver")
-	s.prometheus("the agent", s.example("remote-write.yaml", "remote-write.yaml",
-		"https://mimir.example.com/api/v1/push", "http://"+central+"/api/v1/write"),
-		"--enable-feature=agent", "--storage.agent.path="+filepath.Join(s.dir, "agent"))
+		s.write("central.yaml", "global: {evaluation_interval: "+every+"}\nrule_files: ["+strings.Join(ruleFiles, ", ")+"]\n"),
+		s.data("central"), "--web.enable-remote-write-receiver", "--enable-feature=native-histograms")
+	for i := range 2 {
+		name := strconv.Itoa(i)
+		config := s.example("remote-write.yaml", "remote-write-"+name+".yaml", "https://mimir.example.com/api/v1/push", "http://"+central+"/api/v1/write",
+			`"0"`, strconv.Quote(name), "eu-1-0", "eu-1-"+name, "name: fleet", fmt.Sprintf("name: fleet\n    send_native_histograms: %t", native[i] != nil))
+		s.prometheus("agent "+name, config, append(native[i], "--enable-feature=agent", "--storage.agent.path="+filepath.Join(s.dir, "agent-"+name))...)
+	}
 
 	// Each node is one shard's.
 	for i, c := range cluster {
@@ -484,16 +540,18 @@ func TestFleet(t *testing.T) {
 	s.answers(global, `sum by (cluster) (sockq:cluster_listeners_refusing:sum) >= bool 4`, "cluster", map[string]float64{"eu-1": 1})
 	s.answers(global, `count({__name__=~"sockq_.+"})`, "", map[string]float64{}) // nothing else comes
 
-	// The central one's rules see what those of the shard do, of fewer series.
-	wantCentral := make(map[string]float64)
-	for _, node := range shards[0] {
-		wantCentral[node] = 1
+	// The central one's rules see the same, of fewer series.
+	s.answers(central, `ALERTS{alertname="SockqAcceptQueueOverflow", alertstate="firing", severity="critical", `+where+`}`, "instance", all)
+	s.answers(central, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 4})
+	s.answers(central, `count by (shard) (up{job="sockq"})`, "shard", map[string]float64{"eu-1-0": 2, "eu-1-1": 2})
+	s.answers(central, `count({__name__=~"sockq_tcp_state_seconds.*|go_.+|sockq_sysctl", name!~"somaxconn|tcp_.*(backlog|cookies|buckets)"})`, "", map[string]float64{})
+	for _, address := range []string{global, central} {
+		s.answers(address, `count(ALERTS{alertname=~"SockqFederationDown|SockqShardSilent"})`, "", map[string]float64{})
 	}
-	s.answers(central, `ALERTS{alertname="SockqAcceptQueueOverflow", alertstate="firing", severity="critical", `+where+`}`, "instance", wantCentral)
-	s.answers(central, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 2})
-	s.answers(central, `count({__name__=~"sockq_tcp_state_seconds_.+|go_.+|sockq_sysctl", name!~"somaxconn|tcp_.*(backlog|cookies|buckets)"})`, "", map[string]float64{})
 
-	s.holdsTheBudget(cluster[0], shards[0][0], fmt.Sprintf(`netns="%d", address=%q`, works.NS.Inode(), l.Addr()))
+	for i, c := range cluster {
+		s.holdsTheBudget(c, shards[i][0], fmt.Sprintf(`netns="%d", address=%q`, works.NS.Inode(), l.Addr()), native[i] != nil)
+	}
 	node := shards[0][0]
 	scraped := s.value(cluster[0], fmt.Sprintf(`scrape_samples_scraped{instance=%q}`, node))
 	sent := s.value(central, fmt.Sprintf(`count({job="sockq", instance=%q, __name__!~".*:.*|ALERTS.*"})`, node))
@@ -528,7 +586,7 @@ func (s *site) wantsPassword(address string) {
 		resp.Body.Close()
 		return resp.StatusCode, nil
 	}
-	eventually(s.t, 30*time.Second, "sockq is ready", func() error {
+	eventually(s.t, patience, "sockq is ready", func() error {
 		code, err := status("https", "/-/ready", "fakepassword")
 		if err == nil && code != http.StatusOK {
 			err = fmt.Errorf("%d", code)
@@ -568,13 +626,13 @@ func fourNodes(t *testing.T) (shards [2][]string, all []string) {
 }
 
 // holdsTheBudget compares what a node has with what collectors/budget says.
-func (s *site) holdsTheBudget(address, node, worker string) {
+func (s *site) holdsTheBudget(address, node, worker string, native bool) {
 	s.t.Helper()
 	tiers, err := ask(address, fmt.Sprintf(`sockq_kernel_info{instance=%q}`, node), "tier")
 	if err != nil || len(tiers) != 1 {
 		s.t.Fatalf("%v, %v", tiers, err)
 	}
-	scrape := budget.Scrape{Tier: catalogue.Tiers(slices.Collect(maps.Keys(tiers))[0])}
+	scrape := budget.Scrape{Tier: catalogue.Tiers(slices.Collect(maps.Keys(tiers))[0]), Native: native}
 	s.answers(address, fmt.Sprintf(`count({__name__=~"sockq_listener_.+", instance=%q, %s})`, node, worker), "",
 		map[string]float64{"": float64(scrape.One(budget.Listener).Usual)})
 
