@@ -8,7 +8,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -25,6 +27,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 
 	"sockq/collectors/budget"
 	"sockq/collectors/catalogue"
@@ -560,6 +565,109 @@ func TestFleet(t *testing.T) {
 	t.Logf("of %v series of the node %v are sent, %v recorded; %v of the cluster by a shard", scraped, sent, recorded, perCluster)
 	if recorded > 40 || perCluster > 55 {
 		t.Errorf("%v series are recorded of the node, %v of the cluster", recorded, perCluster)
+	}
+}
+
+// Namespaces of a node with none to a thousand listeners that work have as many series as the
+// budget says, in both forms of histograms.
+func TestBudgetOfANode(t *testing.T) {
+	s := newSite(t)
+	address := "127.0.0.1:" + freePorts(t, 1)[0]
+	s.sockq("--web.listen-address=" + address)
+	eventually(t, patience, "sockq is ready", func() error {
+		_, err := s.scraped(address, false)
+		return err
+	})
+	stages := make(map[int]*scenario.Stage)
+	for _, n := range []int{0, 10, 100, 1000} {
+		stages[n] = scenario.NewStage(t, scenario.IPv4)
+		for _, l := range stages[n].Listeners(n) {
+			client := stages[n].Connect(l.Addr())
+			server := l.Accept()
+			client.Close()
+			server.Close()
+		}
+	}
+	for _, native := range []bool{false, true} {
+		eventually(t, patience, fmt.Sprintf("the budget, native histograms: %t", native), func() error {
+			page, err := s.scraped(address, native)
+			if err != nil {
+				return err
+			}
+			scrape := budget.Scrape{Tier: page.tier, Native: native}
+			for n, stage := range stages {
+				netns := strconv.Itoa(int(stage.NS.Inode()))
+				if got, want := page.of[budget.Listener][netns], n*scrape.One(budget.Listener).Usual; got != want {
+					return fmt.Errorf("%d listeners have %d series, the budget %d", n, got, want)
+				}
+				// One without connections has no transitions, nor bytes of the fullest.
+				got, want := page.of[budget.Namespace][netns], scrape.One(budget.Namespace)
+				if got < want.Usual*3/4 || got > want.Most {
+					return fmt.Errorf("a namespace of %d listeners has %d series, the budget %+v", n, got, want)
+				}
+			}
+			t.Logf("tier %s, native %t: a listener has %d series, namespaces %v", page.tier, native, scrape.One(budget.Listener).Usual, slices.Sorted(maps.Values(page.of[budget.Namespace])))
+			return nil
+		})
+	}
+}
+
+// scraped is a page as Prometheus takes it: series by what they are about and by network namespace.
+type scraped struct {
+	tier catalogue.Tiers
+	of   map[budget.Thing]map[string]int
+}
+
+func (s *site) scraped(address string, native bool) (page scraped, err error) {
+	request, err := http.NewRequest(http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		return page, err
+	}
+	if native {
+		request.Header.Set("Accept", string(expfmt.NewFormat(expfmt.TypeProtoDelim)))
+	}
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return page, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return page, fmt.Errorf("%s", resp.Status)
+	}
+	page.of = map[budget.Thing]map[string]int{budget.Listener: {}, budget.Namespace: {}}
+	metrics := exposed()
+	for decoder := expfmt.NewDecoder(resp.Body, expfmt.ResponseFormat(resp.Header)); ; {
+		var family dto.MetricFamily
+		if err := decoder.Decode(&family); errors.Is(err, io.EOF) {
+			return page, nil
+		} else if err != nil {
+			return page, err
+		}
+		for _, m := range family.Metric {
+			labels := make(map[string]string)
+			for _, l := range m.Label {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if family.GetName() == catalogue.KernelInfo.Name {
+				page.tier = catalogue.Tiers(labels["tier"])
+			}
+			metric := metrics[family.GetName()]
+			if metric == nil {
+				continue
+			}
+			thing := budget.Of(metric)
+			if thing == budget.Process && labels[catalogue.LabelProcess] == "" {
+				thing = budget.Namespace // what no process has open
+			}
+			if page.of[thing] == nil {
+				continue
+			}
+			series := 1
+			if h := m.Histogram; h != nil && !native {
+				series = len(h.Bucket) + 2 // sum, count
+			}
+			page.of[thing][labels[catalogue.LabelNetns]] += series
+		}
 	}
 }
 
