@@ -257,6 +257,46 @@ func TestRemoteWriteKeepsWhatRulesNeed(t *testing.T) {
 	}
 }
 
+// What README.md says of the share that is written is what the budget has.
+func TestRemoteWriteSaves(t *testing.T) {
+	drops := dropped(t)
+	written := func(m *catalogue.Metric, suffix string, series int, label string, values []string) (n int) {
+		if label == "" {
+			values = make([]string, series)
+		}
+		for _, value := range values {
+			labels := map[string]string{"__name__": m.Name + suffix, label: value, "job": "sockq"}
+			if !slices.ContainsFunc(drops, func(r relabeling) bool { return r.drops(labels) }) {
+				n++
+			}
+		}
+		return n
+	}
+	text := read(t, "prometheus/README.md")
+	for _, scrape := range []budget.Scrape{{Tier: "A"}, {Tier: "C"}, {Tier: "A", Native: true}, {Tier: "C", Native: true}} {
+		left := make(map[budget.Thing]int)
+		for _, m := range catalogue.All {
+			thing, series := budget.Of(m), scrape.Metric(m).Usual
+			switch {
+			case m == catalogue.KernelTCPEvents:
+				left[thing] += written(m, "", series, "event", census.EventNames[:])
+			case m == catalogue.Sysctl:
+				left[thing] += written(m, "", series, "name", census.SysctlNames[:])
+			case m.Type == catalogue.Histogram && !scrape.Native:
+				each := series / (len(m.Buckets) + 3)
+				left[thing] += written(m, "_bucket", series-2*each, "", nil) + written(m, "_sum", each, "", nil) + written(m, "_count", each, "", nil)
+			default:
+				left[thing] += written(m, "", series, "", nil)
+			}
+		}
+		for _, thing := range []budget.Thing{budget.Listener, budget.Namespace} {
+			if of := fmt.Sprintf("%d of %d", left[thing], scrape.One(thing).Usual); !strings.Contains(text, of) {
+				t.Errorf("README.md does not say that of %+v, thing %d, %s are written", scrape, thing, of)
+			}
+		}
+	}
+}
+
 // The examples take of one node what the budget says of sockq's defaults at most, and not
 // much more.
 func TestSampleLimit(t *testing.T) {
@@ -327,6 +367,63 @@ func TestFleetExamples(t *testing.T) {
 	mustRun(t, nil, "promtool", "check", "config", s.example("scrape.yaml", "scrape.yaml"))
 	mustRun(t, nil, "promtool", "check", "config", s.example("federation.yaml", "federation.yaml"))
 	mustRun(t, nil, "promtool", "check", "config", "--agent", s.example("remote-write.yaml", "remote-write.yaml"))
+}
+
+// In Kubernetes each node is one shard's, whatever the address of its pod is. Debian's Prometheus
+// cannot ask Kubernetes: it gets what that would answer.
+func TestShardsInKubernetes(t *testing.T) {
+	example := regexp.MustCompile("(?s)```yaml\n(scrape_configs:.*?)```").FindStringSubmatch(read(t, "prometheus/README.md"))
+	if example == nil {
+		t.Fatal("README.md has no example")
+	}
+	discovery := regexp.MustCompile(`(?m)^    kubernetes_sd_configs: .*\n`)
+	if !discovery.MatchString(example[1]) || !strings.Contains(example[1], `regex: "0"`) {
+		t.Fatalf("not what it should be: %s", example[1])
+	}
+	const nodes = 8
+	pods := "    static_configs:\n"
+	for i := range nodes {
+		for address, port := range map[string]string{"10.0.1": "metrics", "10.0.2": "metrics", "10.0.3": "other"} {
+			pods += fmt.Sprintf("      - targets: ['%s.%d:10813']\n        labels: {__meta_kubernetes_pod_container_port_name: %s, __meta_kubernetes_pod_node_name: node-%d}\n",
+				address, i, port, i)
+		}
+	}
+	s := newSite(t)
+	var owners [nodes]string // by node: the shards that scrape it
+	for _, shard := range []string{"0", "1"} {
+		config := s.write("kubernetes.yaml", discovery.ReplaceAllLiteralString(strings.Replace(example[1], `regex: "0"`, fmt.Sprintf("regex: %q", shard), 1), pods))
+		var targets []struct{ Labels map[string]string }
+		eventually(t, patience, "promtool has looked", func() error {
+			out, err := command(nil, "promtool", "check", "service-discovery", "--timeout=2s", config, "sockq")
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &targets)
+			}
+			if err == nil && len(targets) != 3*nodes {
+				err = fmt.Errorf("%d pods", len(targets))
+			}
+			return err
+		})
+		for _, target := range targets {
+			if len(target.Labels) == 0 {
+				continue // dropped
+			}
+			var node int
+			if _, err := fmt.Sscanf(target.Labels["instance"], "node-%d", &node); err != nil {
+				t.Fatalf("%v: %v", err, target.Labels)
+			}
+			owners[node] += shard
+		}
+	}
+	both := make(map[string]bool)
+	for node, shards := range owners {
+		if shards != "00" && shards != "11" { // its pod before and after an update
+			t.Errorf("node-%d is of the shards %q", node, shards)
+		}
+		both[shards] = true
+	}
+	if len(both) != 2 {
+		t.Errorf("all nodes are of the shards %v", both)
+	}
 }
 
 // starter starts processes that the kernel kills when this one ends, however it does:
