@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -423,6 +424,24 @@ func TestShardsInKubernetes(t *testing.T) {
 	}
 	if len(both) != 2 {
 		t.Errorf("all nodes are of the shards %v", both)
+	}
+}
+
+// The operator's object has the same groups.
+func TestFleetRulesForTheOperator(t *testing.T) {
+	example := regexp.MustCompile("(?s)```sh\n(.*) \\| kubectl apply .*?```").FindStringSubmatch(read(t, "prometheus/README.md"))
+	if example == nil {
+		t.Fatal("README.md has no example")
+	}
+	s := newSite(t)
+	path := s.write("rule.yaml", mustRun(t, nil, "sh", "-c", "cd .. && "+example[1]))
+	var object struct {
+		Kind string
+		Spec struct{ Groups []ruleGroup }
+	}
+	readYAML(t, path, &object)
+	if want := groupsOf(t, fleetRules); object.Kind != "PrometheusRule" || !reflect.DeepEqual(object.Spec.Groups, want) {
+		t.Errorf("%+v, want the groups %+v", object, want)
 	}
 }
 
