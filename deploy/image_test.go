@@ -50,8 +50,23 @@ type images struct {
 	tracefs string
 }
 
-// buildBase makes what the Dockerfile builds with, under the name that it has there, of
-// this machine's Go: no registry is asked.
+// buildTools are what images are built with.
+var buildTools = []string{"buildah:buildah", "busybox:busybox-static"}
+
+func newImages(t *testing.T) *images {
+	t.Helper()
+	dir := t.TempDir()
+	i := &images{t: t, storage: []string{"--root=" + filepath.Join(dir, "storage"), "--runroot=" + filepath.Join(dir, "run")}}
+	t.Cleanup(func() { // layers are mounts
+		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rm", "--all")...).Run()
+		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rmi", "--all", "--force")...).Run()
+		_ = exec.Command("umount", filepath.Join(dir, "storage/overlay")).Run()
+	})
+	return i
+}
+
+// buildBase makes what the Dockerfile builds with, under the name that it has there: no
+// registry is asked. Its Go is this machine's, mounted for each build.
 func (i *images) buildBase() {
 	i.t.Helper()
 	dockerfile, err := os.ReadFile("../Dockerfile")
@@ -65,25 +80,43 @@ func (i *images) buildBase() {
 	if version := strings.TrimPrefix(runtime.Version(), "go"); !strings.Contains(string(name[1]), ":"+version+"-") {
 		i.t.Errorf("the Dockerfile builds with %s, the tests with Go %s", name[1], version)
 	}
+	i.buildBusybox(string(name[1]), "--env=PATH=/usr/local/go/bin:/bin", "--env=GOPATH=/go", "--env=GOCACHE=/cache")
+}
+
+// buildBusybox makes an image of busybox alone.
+func (i *images) buildBusybox(tag string, config ...string) {
+	i.t.Helper()
 	container := strings.TrimSpace(i.buildah("from", "scratch"))
 	root := strings.TrimSpace(i.buildah("mount", container))
-	goroot := strings.TrimSpace(tool(i.t, "go", "env", "GOROOT"))
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	for _, dir := range []string{"usr/local", "bin", "tmp", "root", "go"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+	for _, dir := range []string{"bin", "tmp"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
 			i.t.Fatal(err)
 		}
 	}
-	tool(i.t, "cp", "-a", goroot, filepath.Join(root, "usr/local/go"))
 	tool(i.t, "cp", busybox, filepath.Join(root, "bin/busybox"))
 	if err := os.Symlink("busybox", filepath.Join(root, "bin/sh")); err != nil {
 		i.t.Fatal(err)
 	}
-	i.buildah("config", "--env=PATH=/usr/local/go/bin:/bin", "--env=GOPATH=/go", container)
-	i.buildah("commit", "--quiet", "--rm", container, string(name[1]))
+	i.buildah(append(append([]string{"config"}, config...), container)...)
+	i.buildah("commit", "--quiet", "--rm", container, tag)
+}
+
+// buildCache lets a build know what this machine has compiled before.
+func (i *images) buildCache() (flag string) {
+	i.t.Helper()
+	return "--volume=" + strings.TrimSpace(tool(i.t, "go", "env", "GOCACHE")) + ":/cache"
+}
+
+// archive writes an image to a file, for another storage to take in.
+func (i *images) archive(tag, name string) (path string) {
+	i.t.Helper()
+	path = filepath.Join(i.t.TempDir(), "image.tar")
+	i.buildah("push", "--quiet", tag, "docker-archive:"+path+":"+name)
+	return path
 }
 
 func (i *images) buildah(args ...string) string {
@@ -99,6 +132,7 @@ func (i *images) build(tag, arch string, flags ...string) (binary []byte) {
 	i.buildah(slices.Concat([]string{"build-using-dockerfile", "--quiet", "--isolation=chroot", "--pull-never", "--no-cache", "--timestamp=1700000000",
 		"--platform=linux/" + arch, "--build-arg=BUILDPLATFORM=linux/" + runtime.GOARCH,
 		"--build-arg=VERSION=v1.2.3", "--build-arg=REVISION=0123456789abcdef", "--build-arg=CREATED=2023-11-14T22:13:20Z",
+		"--volume=" + strings.TrimSpace(tool(i.t, "go", "env", "GOROOT")) + ":/usr/local/go",
 		"--volume=" + strings.TrimSpace(tool(i.t, "go", "env", "GOMODCACHE")) + ":/go/pkg/mod",
 		"--tag=localhost/sockq:" + tag}, flags, []string{source})...)
 	container := strings.TrimSpace(i.buildah("from", "--pull-never", "localhost/sockq:"+tag))
@@ -299,17 +333,12 @@ func (c *contained) reason(probe string) string {
 // README says it is right in every scenario, and what each right that is missing costs
 // is what the README says, and named.
 func TestImage(t *testing.T) {
-	requested(t, "image", "buildah:buildah", "podman:podman", "runc:runc", "busybox:busybox-static")
-	dir := t.TempDir()
-	i := &images{t: t, storage: []string{"--root=" + filepath.Join(dir, "storage"), "--runroot=" + filepath.Join(dir, "run")}, tracefs: aTracefs(t)}
-	t.Cleanup(func() { // layers are mounts
-		_ = exec.Command("podman", append(slices.Clone(i.storage), "rm", "--all", "--force")...).Run()
-		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rm", "--all")...).Run()
-		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rmi", "--all", "--force")...).Run()
-		_ = exec.Command("umount", filepath.Join(dir, "storage/overlay")).Run()
-	})
+	requested(t, "image", append(buildTools, "podman:podman", "runc:runc")...)
+	i := newImages(t)
+	i.tracefs = aTracefs(t)
+	t.Cleanup(func() { _ = exec.Command("podman", append(slices.Clone(i.storage), "rm", "--all", "--force")...).Run() })
 	i.buildBase()
-	known := "--volume=" + strings.TrimSpace(tool(t, "go", "env", "GOCACHE")) + ":/root/.cache/go-build"
+	known := i.buildCache()
 	first := i.build(runtime.GOARCH, runtime.GOARCH, known)
 	i.check(t, runtime.GOARCH, first)
 	t.Run("two builds", func(t *testing.T) {
