@@ -794,13 +794,20 @@ func (s *site) scraped(address string, native bool) (page scraped, err error) {
 	}
 }
 
-// wantsPassword: with web.yml no path is without TLS, or without the password.
-func (s *site) wantsPassword(address string) {
+// authorities are those that clients trust.
+func (s *site) authorities() *x509.CertPool {
 	s.t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(read(s.t, filepath.Join(s.dir, "ca.crt")))) {
 		s.t.Fatal("no certificate")
 	}
+	return pool
+}
+
+// wantsPassword: with web.yml no path is without TLS, or without the password.
+func (s *site) wantsPassword(address string) {
+	s.t.Helper()
+	pool := s.authorities()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	status := func(scheme, path, password string) (int, error) {
 		request, err := http.NewRequest(http.MethodGet, scheme+"://"+address+path, nil)
@@ -833,6 +840,55 @@ func (s *site) wantsPassword(address string) {
 		if got, err := status("http", path, "fakepassword"); err == nil && got != http.StatusBadRequest {
 			s.t.Errorf("%s without TLS: %d", path, got)
 		}
+	}
+}
+
+// A client certificate can be asked for, and certificates are renewed without a restart.
+func TestClientCertificates(t *testing.T) {
+	s := newSite(t)
+	ca, stranger := newAuthority(t, s.dir), newAuthority(t, t.TempDir())
+	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, "127.0.0.1")
+	clients := map[string]string{
+		"": "", "ours": ca.issue(t, "client", pkix.Name{CommonName: "prometheus"}), "a stranger's": stranger.issue(t, "client", pkix.Name{CommonName: "prometheus"}),
+	}
+	address := "127.0.0.1:" + freePorts(t, 1)[0]
+	s.sockq("--web.listen-address="+address, "--web.config.file="+s.write("web.yml",
+		"tls_server_config: {cert_file: sockq.crt, key_file: sockq.key, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}\n"))
+	pool := s.authorities()
+	ask := func(name string) (serial string, err error) {
+		config := &tls.Config{RootCAs: pool}
+		if path := clients[name]; path != "" {
+			pair, err := tls.LoadX509KeyPair(path+".crt", path+".key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Also one that the server has not asked for.
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: config}}
+		resp, err := client.Get("https://" + address + "/-/ready")
+		if err != nil {
+			return "", err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return "", fmt.Errorf("%s", resp.Status)
+		}
+		return resp.TLS.PeerCertificates[0].SerialNumber.String(), nil
+	}
+	var first string
+	eventually(t, patience, "sockq is ready", func() (err error) {
+		first, err = ask("ours")
+		return err
+	})
+	for _, name := range []string{"", "a stranger's"} {
+		if _, err := ask(name); err == nil {
+			t.Errorf("a client with the certificate %q is let in", name)
+		}
+	}
+	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, "127.0.0.1")
+	if second, err := ask("ours"); err != nil || second == first {
+		t.Errorf("the certificate is still number %s, %s, %v", first, second, err)
 	}
 }
 
