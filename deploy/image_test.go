@@ -193,6 +193,9 @@ func (i *images) run(t *testing.T, capabilities []string, flags ...string) *cont
 		"--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges",
 		"--security-opt=seccomp="+profile, "--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000")
 	if !slices.Contains(flags, "no names") {
+		if err := os.MkdirAll("/run/netns", 0o755); err != nil { // Docker makes what it mounts, podman does not
+			t.Fatal(err)
+		}
 		args = append(args, "--volume=/run/netns:/run/netns:ro,rslave")
 	}
 	for _, c := range capabilities {
@@ -322,9 +325,6 @@ func TestImage(t *testing.T) {
 		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rmi", "--all", "--force")...).Run()
 		_ = exec.Command("umount", filepath.Join(dir, "storage/overlay")).Run()
 	})
-	if err := os.MkdirAll("/run/netns", 0o755); err != nil { // docker makes what it mounts, podman does not
-		t.Fatal(err)
-	}
 	i.buildBase()
 	known := "--volume=" + strings.TrimSpace(tool(t, "go", "env", "GOCACHE")) + ":/root/.cache/go-build"
 	first := i.build(runtime.GOARCH, runtime.GOARCH, known)
