@@ -301,6 +301,25 @@ func TestCheckOfThisNode(t *testing.T) {
 }
 
 // For each right and setting that is missing, check names it.
+// In a container without the node's processes sockq says whose sockets it knows.
+func TestCheckInAPIDNamespace(t *testing.T) {
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("unshare", "--fork", "--pid", "--mount-proc", path, "check", "--format=json").Output()
+	var doc checkDoc
+	if err == nil {
+		err = json.Unmarshal(out, &doc)
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if p := doc.find(t, "owners"); !p.Attached || !strings.Contains(p.Why, "own PID namespace") || !strings.Contains(p.Needs, "hostPID") {
+		t.Errorf("owners are %+v", p)
+	}
+}
+
 // rootsSocket is the path of a socket that nobody else may connect to.
 func rootsSocket(t *testing.T) string {
 	t.Helper()

@@ -96,6 +96,7 @@ var causes = []cause{
 		gives: "root or CAP_SYS_PTRACE"},
 	{says: "connect: permission denied", why: "the container runtime's socket belongs to somebody else",
 		gives: "root (of the systemd unit pods.conf), or --kubelet.url"},
+	{says: "own PID namespace only", why: "only of the processes that are in sockq's own PID namespace", gives: "the node's PIDs (hostPID, --pid=host)"},
 	{says: "the sock_diag source was asked for", why: "turned off", gives: "--census.mechanism=auto"},
 }
 
