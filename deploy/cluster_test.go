@@ -75,6 +75,7 @@ func TestCluster(t *testing.T) {
 		{"runtime restarts", (*cluster).survivesRuntime},
 		{"rolling update", (*cluster).rolls},
 		{"drain", (*cluster).survivesDrain},
+		{"no runtime", (*cluster).missesRuntime},
 		{"kubelet", (*cluster).asksKubelet},
 		{"seccomp", (*cluster).hasItsProfile},
 		{"TLS and a password", (*cluster).wantsPassword},
@@ -419,7 +420,7 @@ func (c *cluster) survivesDrain() {
 	mounts := "/proc/" + c.process(own) + "/mounts"
 	pod, _ := c.pod("shop")
 	web := c.containerOf("shop", pod)
-	label := regexp.MustCompile(`netns="cni-[^"]+"`).FindString(c.seriesOf(`pod="` + pod + `"`)[0])
+	label := regexp.MustCompile(`netns="cni-[^"]+"`).FindString(strings.Join(c.seriesOf(`pod="`+pod+`"`), "\n"))
 	if label == "" {
 		c.t.Fatalf("%s is in no namespace", pod)
 	}
@@ -451,6 +452,22 @@ func (c *cluster) survivesDrain() {
 	})
 	c.kubectl("uncordon", nodeName)
 	c.seesPods()
+}
+
+// missesRuntime: where the runtime's socket is elsewhere containers have their ids, and sockq
+// says so.
+func (c *cluster) missesRuntime() {
+	const socket = "/run/containerd/elsewhere/containerd.sock"
+	c.helm("--set", "pods.criSocket="+socket)
+	web, _ := c.pod("shop")
+	c.shows(
+		fmt.Sprintf(`^sockq_listener_accept_queue_limit\{address="\[::\]:8080",container="%.12s",netns="cni-[-0-9a-f]+",process="busybox"\} [1-9]`, c.containerOf("shop", web)),
+		`^sockq_probe_attached\{mechanism="none",probe="pods"\} 0`,
+	)
+	own, _ := c.pod("sockq")
+	if log := c.kubectl("-n", "sockq", "logs", own); !strings.Contains(log, "Pods have no names") || !strings.Contains(log, socket) {
+		c.t.Errorf("the log does not say that there is no %s:\n%s", socket, log)
+	}
 }
 
 // asksKubelet: with a token that can read pods and nothing else, and again after the
