@@ -183,7 +183,9 @@ func newSlots(most int, away *turnedAway) *slots {
 func (s *slots) bounded(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter(r.Context()) {
-			s.away.requests.Add(1)
+			if r.Context().Err() == nil { // else the client is gone
+				s.away.requests.Add(1)
+			}
 			w.Header().Set("Retry-After", "1")
 			http.Error(w, fmt.Sprintf("sockq makes %d answers at a time (--web.max-requests); try again.", cap(s.making)), http.StatusServiceUnavailable)
 			return

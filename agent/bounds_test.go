@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -146,6 +147,7 @@ func TestBodiesAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		resp.Body.Close()
 		_, err = io.Copy(io.Discard, c) // until it is closed
 		if took := time.Since(begin); resp.StatusCode != http.StatusRequestEntityTooLarge || err != nil || took > readTimeout/2 {
 			t.Errorf("%s: %s after %v, %v", length, resp.Status, took, err)
@@ -296,7 +298,7 @@ func TestServersShareTheirBounds(t *testing.T) {
 		servers[0].ConnState(c, http.StateActive)
 	}
 	servers[1].ConnState(server, http.StateNew)
-	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("one too many was not closed: %v", err)
 	}
 }
@@ -324,7 +326,7 @@ func TestConnectionsAreClosedAtOnce(t *testing.T) {
 	if took := time.Since(begin); took > 2*time.Second {
 		t.Errorf("it took %v", took)
 	}
-	if _, err := server.Write(nil); err != io.ErrClosedPipe {
+	if _, err := server.Write(nil); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("it is still open: %v", err)
 	}
 }
