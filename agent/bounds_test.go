@@ -88,7 +88,7 @@ func dial(t *testing.T, to net.Addr, from string) net.Conn {
 // first of them lose theirs.
 func TestSlowClientsHoldNobody(t *testing.T) {
 	n := newFakeNode()
-	for i := range 10000 { // more than socket buffers take
+	for i := range 2000 { // more than socket buffers take
 		n.snapshot.Listeners = append(n.snapshot.Listeners, probes.Listener{ID: uint64(i), Namespace: "host", Address: fmt.Sprint("0.0.0.0:", i)})
 	}
 	const most = 2

@@ -31,13 +31,12 @@ const (
 	sendBuffer        = 128 << 10 // of a connection; the kernel takes twice as much
 )
 
-// newServer makes the server of one listener.
 func newServer(h http.Handler, open *connections, logger *slog.Logger) *http.Server {
 	// HTTP/2 lets each connection have hundreds of requests, and those that reset
 	// them at once thousands, which no bound of connections bounds.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	server := &http.Server{
+	return &http.Server{
 		Handler:           h,
 		Protocols:         protocols,
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -49,13 +48,6 @@ func newServer(h http.Handler, open *connections, logger *slog.Logger) *http.Ser
 		// Strangers can cause these lines at will.
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
-	server.BaseContext = func(net.Listener) context.Context {
-		// Only now, since the toolkit has put what asks for a password before the
-		// handler: bodies are refused to strangers, too.
-		server.Handler = withoutBody(server.Handler, open.away)
-		return context.Background()
-	}
-	return server
 }
 
 // listen opens the ports of --web.listen-address. It leaves to the toolkit what
@@ -106,9 +98,19 @@ func closeAll(listeners []net.Listener) {
 // serves; or one for the listeners that the toolkit opens.
 func newServers(h http.Handler, listeners []net.Listener, away *turnedAway, logger *slog.Logger) []*http.Server {
 	open := newConnections(maxConnections, maxOfAnAddress, away)
-	servers := make([]*http.Server, max(1, len(listeners)))
+	if len(listeners) == 0 {
+		return []*http.Server{newServer(withoutBody(h, away), open, logger)}
+	}
+	servers := make([]*http.Server, len(listeners))
 	for i := range servers {
-		servers[i] = newServer(h, open, logger)
+		server := newServer(h, open, logger)
+		server.BaseContext = func(net.Listener) context.Context {
+			// Only now, since the toolkit has put what asks for a password before
+			// the handler: bodies are refused to strangers, too.
+			server.Handler = withoutBody(server.Handler, away)
+			return context.Background()
+		}
+		servers[i] = server
 	}
 	return servers
 }
