@@ -128,7 +128,7 @@ func addFlags(app *kingpin.Application) *config {
 
 	app.Flag("web.telemetry-path", "Path under which Prometheus finds the metrics.").
 		Default("/metrics").StringVar(&cfg.telemetryPath)
-	intFlag(app, "web.max-requests", "Most pages, scrapes and JSON documents made at one time; who comes on top is told to try again (503). It bounds memory and CPU whatever clients do.",
+	intFlag(app, "web.max-requests", "Most pages, scrapes and JSON documents made at one time, and most that clients read at one time. Who comes on top waits its turn, after 5 s it is told to try again (503); of too many readers the slowest loses its answer. It bounds memory and CPU whatever clients do.",
 		"8", &cfg.maxRequests, 1, 1000)
 
 	durationFlag(app, "census.interval", "Time between two counts of all sockets. A count reads every socket of the node, so that half the interval is twice the CPU time.",
@@ -164,7 +164,7 @@ func addFlags(app *kingpin.Application) *config {
 	app.Flag("kubelet.token-file", "File with the token that the kubelet wants.").StringVar(&opts.Owners.KubeletToken)
 	app.Flag("kubelet.ca-file", "File with the certificates that may have signed the kubelet's; by default the system's.").StringVar(&opts.Owners.KubeletCA)
 	app.Flag("kubelet.insecure", "Accept any certificate of the kubelet.").BoolVar(&opts.Owners.KubeletInsecure)
-	app.Flag("tracker.syscalls", "Read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
+	app.Flag("tracker.syscalls", "Where the kernel has no trampolines, read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
 		Default("true").SetValue((*inverted)(&opts.NoSyscalls))
 	app.Flag("states.seconds", "Measure how long sockets stay in each state (sockq_tcp_state_seconds). --no-states.seconds makes each change of state a little cheaper.").
 		Default("true").SetValue((*inverted)(&opts.NoStateSeconds))

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"compress/gzip"
-	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -26,13 +23,14 @@ const (
 	pathSnapshot = "/api/v1/snapshot"
 )
 
-func newHandler(n node, cfg *config, logger *slog.Logger) http.Handler {
-	slots := make(chan struct{}, cfg.maxRequests)
+func newHandler(n node, cfg *config, away *turnedAway, logger *slog.Logger) http.Handler {
+	n = countingNode{n, away}
+	slots := newSlots(cfg.maxRequests, away)
 	mux := http.NewServeMux()
 	handle := func(path string, h http.Handler) { mux.Handle("GET "+path, secured(h)) } // and HEAD
-	handle(pathLanding+"{$}", bounded(slots, landingPage(n, cfg.telemetryPath, logger)))
-	handle(cfg.telemetryPath, bounded(slots, metrics(n, logger)))
-	handle(pathSnapshot, bounded(slots, snapshotJSON(n, logger)))
+	handle(pathLanding+"{$}", slots.bounded(landingPage(n, cfg.telemetryPath, logger)))
+	handle(cfg.telemetryPath, slots.bounded(metrics(n, logger)))
+	handle(pathSnapshot, slots.bounded(snapshotJSON(n, logger)))
 	handle(pathHealthy, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		say(w, "sockq is healthy.")
 	}))
@@ -129,44 +127,6 @@ func secured(h http.Handler) http.Handler {
 		h.ServeHTTP(w, r)
 	})
 }
-
-// bounded makes as many answers at one time as there are slots. An answer is
-// made in memory first, so that a client that reads slowly holds its slot but
-// none of the locks below.
-func bounded(slots chan struct{}, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			w.Header().Set("Retry-After", "1")
-			http.Error(w, fmt.Sprintf("sockq makes %d answers at a time (--web.max-requests); try again.", cap(slots)), http.StatusServiceUnavailable)
-			return
-		}
-		body := bodies.Get().(*bytes.Buffer)
-		defer bodies.Put(body)
-		body.Reset()
-		a := answer{header: make(http.Header), status: http.StatusOK, Buffer: body}
-		h.ServeHTTP(&a, r)
-		maps.Copy(w.Header(), a.header)
-		w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
-		w.WriteHeader(a.status)
-		_, _ = w.Write(body.Bytes()) // the client may be gone
-	})
-}
-
-// answer is a response in memory.
-type answer struct {
-	header http.Header
-	status int
-	*bytes.Buffer
-}
-
-func (a *answer) Header() http.Header    { return a.header }
-func (a *answer) WriteHeader(status int) { a.status = status }
-
-// bodies are kept for the next answer: a page is a megabyte with 1,000 listeners.
-var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // noSnapshot answers where the probes gave none.
 func noSnapshot(w http.ResponseWriter, logger *slog.Logger, err error) {

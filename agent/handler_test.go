@@ -6,10 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -188,7 +186,7 @@ func took(buckets ...int) (h tracker.Histogram) {
 var silent = slog.New(slog.DiscardHandler)
 
 func testHandler(n node) http.Handler {
-	return newHandler(n, &config{telemetryPath: "/metrics", maxRequests: 8}, silent)
+	return newHandler(n, &config{telemetryPath: "/metrics", maxRequests: 8}, new(turnedAway), silent)
 }
 
 func request(h http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -272,7 +270,7 @@ func TestNoSnapshot(t *testing.T) {
 
 // Other paths can be chosen for the metrics, and the page leads there.
 func TestTelemetryPath(t *testing.T) {
-	h := newHandler(newFakeNode(), &config{telemetryPath: "/a/b", maxRequests: 1}, silent)
+	h := newHandler(newFakeNode(), &config{telemetryPath: "/a/b", maxRequests: 1}, new(turnedAway), silent)
 	if r := request(h, "GET", "/a/b"); r.Code != 200 {
 		t.Error(r.Code)
 	}
@@ -334,80 +332,14 @@ func TestSnapshotJSON(t *testing.T) {
 // An empty Snapshot has empty lists, not null.
 func TestEmptySnapshotJSON(t *testing.T) {
 	got := request(testHandler(&fakeNode{snapshot: &probes.Snapshot{}}), "GET", pathSnapshot).Body.String()
-	want := `{"time":"0001-01-01T00:00:00Z","kernel":{"release":""},"namespaces":[],"listeners":[],"processes":[],"probes":[],"sources":[],"audits":[],"lost":{}}` + "\n"
+	want := `{"time":"0001-01-01T00:00:00Z","kernel":{"release":""},"namespaces":[],"listeners":[],"processes":[],"probes":[],"sources":[],"audits":[],"lost":{"web_answers":0,"web_connections":0,"web_requests":0}}` + "\n"
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-// More requests than slots: the rest is told so at once, health is not bounded.
-func TestRequestsAreBounded(t *testing.T) {
-	n := newFakeNode()
-	h := newHandler(n, &config{telemetryPath: "/metrics", maxRequests: 2}, silent)
-	n.block()
-	done := make(chan int, 2)
-	for _, path := range []string{"/metrics", pathSnapshot} {
-		go func() { done <- request(h, "GET", path).Code }()
-		<-n.blocked
-	}
-	for _, path := range []string{"/", "/metrics", pathSnapshot} {
-		if r := request(h, "GET", path); r.Code != 503 || r.Header().Get("Retry-After") == "" {
-			t.Errorf("%s: %d, Retry-After %q", path, r.Code, r.Header().Get("Retry-After"))
-		}
-	}
-	if r := request(h, "GET", pathHealthy); r.Code != 200 {
-		t.Error(r.Code)
-	}
-	n.release()
-	for range 2 {
-		if status := <-done; status != 200 {
-			t.Error(status)
-		}
-	}
-	if r := request(h, "GET", "/metrics"); r.Code != 200 {
-		t.Errorf("after: %d", r.Code)
-	}
-}
-
-// A client that does not read its answer holds a slot, and no other scrape.
-func TestSlowClientHoldsNobody(t *testing.T) {
-	n := newFakeNode()
-	for i := range 10000 { // more than socket buffers take
-		n.snapshot.Listeners = append(n.snapshot.Listeners, probes.Listener{ID: uint64(i), Namespace: "host", Address: fmt.Sprint("0.0.0.0:", i)})
-	}
-	srv := httptest.NewUnstartedServer(testHandler(n))
-	srv.Config = newServer(srv.Config.Handler, silent)
-	srv.Start()
-	defer srv.Close()
-	c, err := net.Dial("tcp", srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	var one [1]byte
-	if _, err := io.ReadFull(c, one[:]); err != nil { // the answer has begun
-		t.Fatal(err)
-	}
-	client := http.Client{Timeout: writeTimeout - 5*time.Second} // or the first is thrown out meanwhile
-	resp, err := client.Get(srv.URL + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	client.CloseIdleConnections()
-	if resp.StatusCode != 200 {
-		t.Error(resp.Status)
-	}
-}
-
 func TestServerBounds(t *testing.T) {
-	s := newServer(http.NotFoundHandler(), silent)
+	s := newServers(http.NotFoundHandler(), nil, new(turnedAway), silent)[0]
 	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 {
 		t.Errorf("a timeout is missing: %+v", s)
 	}
@@ -427,70 +359,6 @@ func TestServerBounds(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Error(resp.Status)
-	}
-}
-
-// forTwo is a server for two connections whose /busy waits for release.
-func forTwo(t *testing.T) (ask func(path string) net.Conn, entered, release chan struct{}) {
-	t.Helper()
-	entered, release = make(chan struct{}), make(chan struct{})
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/busy" {
-			entered <- struct{}{}
-			<-release
-		}
-		say(w, "x")
-	}))
-	srv.Config.ConnState = boundConnections(2)
-	srv.Start()
-	t.Cleanup(srv.Close)
-	return func(path string) net.Conn {
-		t.Helper()
-		c, err := net.Dial("tcp", srv.Listener.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n")
-		return c
-	}, entered, release
-}
-
-func answered(c net.Conn) bool {
-	_, err := io.ReadFull(c, make([]byte, 15))
-	return err == nil
-}
-
-func TestBusyConnectionsAreBounded(t *testing.T) {
-	ask, entered, release := forTwo(t)
-	first := ask("/busy")
-	<-entered
-	second := ask("/busy")
-	<-entered
-	if answered(ask("/")) {
-		t.Error("a third connection was served")
-	}
-	close(release)
-	if !answered(first) || !answered(second) {
-		t.Error("a busy connection lost its answer")
-	}
-}
-
-// Clients that keep idle connections lock nobody out.
-func TestIdleConnectionsGiveWay(t *testing.T) {
-	ask, _, _ := forTwo(t)
-	served := 0
-	for deadline := time.Now().Add(10 * time.Second); served < 10; {
-		// A refusal is right as long as the server has not seen yet that an
-		// answered connection is idle.
-		if answered(ask("/")) {
-			served++
-		} else if time.Now().After(deadline) {
-			t.Fatalf("%d connections were served, no more beside idle ones", served)
-		}
 	}
 }
 
@@ -514,7 +382,7 @@ func TestProtobuf(t *testing.T) {
 // error is plain.
 func TestCompression(t *testing.T) {
 	node := newFakeNode()
-	h := newHandler(node, &config{telemetryPath: "/metrics", maxRequests: 8}, silent)
+	h := newHandler(node, &config{telemetryPath: "/metrics", maxRequests: 8}, new(turnedAway), silent)
 	fetch := func(accept ...string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 		r.Header["Accept-Encoding"] = accept

@@ -111,8 +111,9 @@ func (e env) serve(ctx context.Context, cfg *config) error {
 	defer cancel()
 	ended := make(chan error, 2)
 	go func() { ended <- explain("run the probes", n.Run(ctx)) }()
-	server := newServer(newHandler(n, cfg, logger), logger)
-	go func() { ended <- explain("serve", serveWeb(server, listeners, cfg.web, logger)) }()
+	away := new(turnedAway)
+	servers := newServers(newHandler(n, cfg, away, logger), listeners, away, logger)
+	go func() { ended <- explain("serve", serveWeb(servers, listeners, cfg.web, logger)) }()
 	announce(logger, cfg, listeners, n)
 
 	running := 2
@@ -125,7 +126,7 @@ func (e env) serve(ctx context.Context, cfg *config) error {
 		}
 	}
 	cancel()
-	stopServer(server)
+	stopServers(servers)
 	timeout := time.After(stopTimeout)
 	for ; running > 0; running-- {
 		select {

@@ -474,9 +474,7 @@ func TestRightsAreGivenUp(t *testing.T) {
 				want["CapBnd"] = "0000000000000000"
 			}
 			p.onAllThreads(want)
-			if !strings.Contains(p.log.String(), test.said) {
-				t.Errorf("the log does not say %s:\n%s", test.said, &p.log)
-			}
+			p.await("the log to say "+test.said, func() bool { return strings.Contains(p.log.String(), test.said) })
 			_, doc := checkHere(t, test.who, test.args...)
 			var shown capabilities
 			for _, r := range doc.Rights.List {

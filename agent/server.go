@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,73 +18,36 @@ import (
 )
 
 // Bounds that hold whatever clients do. A client that reads its answer slowly
-// loses it after writeTimeout, and with it the slot that it held.
+// loses it after writeTimeout, or sooner where others wait.
 const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 10 * time.Second
 	writeTimeout      = 15 * time.Second
 	idleTimeout       = 2 * time.Minute
+	slotTimeout       = 5 * time.Second // Prometheus' own for a scrape is 10 s
 	maxHeaderBytes    = 16 << 10
 	maxConnections    = 256
+	maxOfAnAddress    = 32
+	sendBuffer        = 128 << 10 // of a connection; the kernel takes twice as much
 )
 
-func newServer(h http.Handler, logger *slog.Logger) *http.Server {
+func newServer(h http.Handler, open *connections, logger *slog.Logger) *http.Server {
+	// HTTP/2 lets each connection have hundreds of requests, and those that reset
+	// them at once thousands, which no bound of connections bounds.
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	return &http.Server{
 		Handler:           h,
+		Protocols:         protocols,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ConnState:         boundConnections(maxConnections),
+		ConnState:         open.changed,
 		// Strangers can cause these lines at will.
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
-}
-
-// boundConnections keeps at most limit connections open. The next one takes the
-// place of the one that has waited longest for a request, so that idle clients
-// lock nobody out; where all are busy it is closed itself.
-func boundConnections(limit int) func(net.Conn, http.ConnState) {
-	var mu sync.Mutex
-	idle := make(map[net.Conn]time.Time, limit) // since when; zero while a request runs
-	return func(c net.Conn, state http.ConnState) {
-		mu.Lock()
-		defer mu.Unlock()
-		switch state {
-		case http.StateNew:
-			if len(idle) >= limit && !closeOldest(idle) {
-				c.Close()
-				return
-			}
-			idle[c] = time.Now()
-		case http.StateActive, http.StateIdle:
-			if _, ok := idle[c]; !ok {
-				return // closed to make room
-			}
-			idle[c] = time.Time{}
-			if state == http.StateIdle {
-				idle[c] = time.Now()
-			}
-		case http.StateClosed, http.StateHijacked:
-			delete(idle, c)
-		}
-	}
-}
-
-func closeOldest(idle map[net.Conn]time.Time) bool {
-	var oldest net.Conn
-	for c, since := range idle {
-		if !since.IsZero() && (oldest == nil || since.Before(idle[oldest])) {
-			oldest = c
-		}
-	}
-	if oldest == nil {
-		return false
-	}
-	delete(idle, oldest)
-	oldest.Close()
-	return true
 }
 
 // listen opens the ports of --web.listen-address. It leaves to the toolkit what
@@ -132,19 +94,47 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-func serveWeb(server *http.Server, listeners []net.Listener, flags *web.FlagConfig, logger *slog.Logger) error {
-	if byToolkit(flags) {
-		return web.ListenAndServe(server, flags, logger)
+// newServers makes a server for each listener, since the toolkit changes what it
+// serves; or one for the listeners that the toolkit opens.
+func newServers(h http.Handler, listeners []net.Listener, away *turnedAway, logger *slog.Logger) []*http.Server {
+	open := newConnections(maxConnections, maxOfAnAddress, away)
+	if len(listeners) == 0 {
+		return []*http.Server{newServer(withoutBody(h, away), open, logger)}
 	}
-	return web.ServeMultiple(listeners, server, flags, logger)
+	servers := make([]*http.Server, len(listeners))
+	for i := range servers {
+		server := newServer(h, open, logger)
+		server.BaseContext = func(net.Listener) context.Context {
+			// Only now, since the toolkit has put what asks for a password before
+			// the handler: bodies are refused to strangers, too.
+			server.Handler = withoutBody(server.Handler, away)
+			return context.Background()
+		}
+		servers[i] = server
+	}
+	return servers
 }
 
-// stopServer lets requests in flight end for a moment.
-func stopServer(server *http.Server) {
+// serveWeb ends when the first of the servers does.
+func serveWeb(servers []*http.Server, listeners []net.Listener, flags *web.FlagConfig, logger *slog.Logger) error {
+	if byToolkit(flags) {
+		return web.ListenAndServe(servers[0], flags, logger)
+	}
+	ended := make(chan error, len(listeners))
+	for i, l := range listeners {
+		go func() { ended <- web.Serve(l, servers[i], flags, logger) }()
+	}
+	return <-ended
+}
+
+// stopServers lets requests in flight end for a moment.
+func stopServers(servers []*http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	if server.Shutdown(ctx) != nil {
-		server.Close()
+	for _, server := range servers {
+		if server.Shutdown(ctx) != nil {
+			server.Close()
+		}
 	}
 }
 

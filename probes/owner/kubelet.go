@@ -26,7 +26,7 @@ const (
 // kubeletSource asks the kubelet for its pods.
 type kubeletSource struct {
 	url, token string
-	shown      string // the URL without a password
+	shown      string // the URL without what may be secret: user, password, query
 	client     *http.Client
 }
 
@@ -38,8 +38,9 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 		// Not shown: what is no URL may still have a password.
 		return nil, errors.New("kubelet: give a URL such as https://127.0.0.1:10250/pods")
 	}
+	shown := (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 	if u.Scheme == "http" && (opts.KubeletToken != "" || opts.KubeletCA != "" || opts.KubeletInsecure) {
-		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", u.Redacted())
+		return nil, fmt.Errorf("kubelet %q: a token and certificates need https", shown)
 	}
 	config := &tls.Config{InsecureSkipVerify: opts.KubeletInsecure}
 	if opts.KubeletCA != "" {
@@ -52,7 +53,7 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 			return nil, fmt.Errorf("kubelet's certificates: %s has none", opts.KubeletCA)
 		}
 	}
-	return &kubeletSource{url: opts.Kubelet, token: opts.KubeletToken, shown: u.Redacted(), client: &http.Client{
+	return &kubeletSource{url: opts.Kubelet, token: opts.KubeletToken, shown: shown, client: &http.Client{
 		// One request now and then, to this node.
 		Transport:     &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -60,11 +61,14 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 }
 
 // try counts the tokens that may be read.
-func (k *kubeletSource) try() int {
-	if _, err := readToken(k.token); err != nil {
-		return 0
+func (k *kubeletSource) try() (int, error) {
+	if k.token == "" {
+		return 1, nil
 	}
-	return 1
+	if _, err := readToken(k.token); err != nil {
+		return 0, err
+	}
+	return 1, nil
 }
 
 func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
@@ -81,7 +85,11 @@ func (k *kubeletSource) read(ctx context.Context, t *podTable) error {
 	}
 	response, err := k.client.Do(request)
 	if err != nil {
-		return err
+		var whole *url.Error // which shows the query
+		if errors.As(err, &whole) {
+			err = whole.Err
+		}
+		return fmt.Errorf("ask %s: %w", k.shown, err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {

@@ -144,7 +144,7 @@ func TestKubeletIsNotThere(t *testing.T) {
 	s := answer(t, "")
 	s.Close()
 	log := new(bytes.Buffer)
-	f, _ := openKubelet(t, Options{Kubelet: strings.Replace(s.URL, "//", "//me:secret@", 1)}, log)
+	f, _ := openKubelet(t, Options{Kubelet: strings.Replace(s.URL, "//", "//me:secret@", 1) + "?token=secret"}, log)
 	wantOwner(t, f, Owner{PID: 10, Process: "app", Container: idA}, 10)
 	if !strings.Contains(log.String(), "connection refused") || strings.Contains(log.String(), "secret") {
 		t.Errorf("logged: %s", log)
