@@ -412,7 +412,7 @@ func TestChartRenders(t *testing.T) {
 }
 
 // Another chart may depend on this one, on a condition.
-func TestChartOfACharts(t *testing.T) {
+func TestChartOfAChart(t *testing.T) {
 	requested(t, "chart")
 	parent := t.TempDir()
 	if err := os.CopyFS(filepath.Join(parent, "charts/sockq"), os.DirFS(chart)); err != nil {

@@ -49,6 +49,26 @@ spec:
           command: [/bin/busybox, httpd, -f, -p, "8080"]
 `
 
+// What a DaemonSet with all tolerations would wait for: nodes that are none, and those without
+// an image.
+const otherNodes = `
+apiVersion: v1
+kind: Node
+metadata: {name: virtual, labels: {kubernetes.io/os: linux, kubernetes.io/arch: amd64, type: virtual-kubelet}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: fargate, labels: {kubernetes.io/os: linux, kubernetes.io/arch: amd64, eks.amazonaws.com/compute-type: fargate}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: ibm, labels: {kubernetes.io/os: linux, kubernetes.io/arch: s390x}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: windows, labels: {kubernetes.io/os: windows, kubernetes.io/arch: amd64}}
+`
+
 // The chart on a real control plane and node.
 func TestCluster(t *testing.T) {
 	requested(t, "cluster", buildTools...)
@@ -57,6 +77,7 @@ func TestCluster(t *testing.T) {
 	i.buildBase()
 	i.build(runtime.GOARCH, runtime.GOARCH, i.buildCache())
 	c := startCluster(t, i.archive(busyboxTag, busyboxTag), i.archive("localhost/sockq:"+runtime.GOARCH, imageTag))
+	c.apply(otherNodes)
 	c.apply(webManifest)
 	t.Cleanup(func() { // while there is a kubelet that can take pods down
 		if _, err := c.try("delete", "namespace", "sockq", "monitoring", "shop", "--ignore-not-found", "--timeout=60s"); err != nil {
