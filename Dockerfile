@@ -1,5 +1,5 @@
-# sockq as a container image: one static binary and nothing else. See "Install" in
-# README.md for how it is run.
+# sockq as a container image: one static binary and nothing else. See "Container" in
+# deploy/README.md for how it is run.
 #
 #   docker build --build-arg VERSION=v1.0.0 --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) -t sockq .
 #
@@ -19,6 +19,7 @@ ARG VERSION=devel
 RUN GOOS=${TARGETOS} GOARCH=${TARGETARCH} go build -trimpath -buildvcs=false \
     -ldflags "-s -w -buildid= -X github.com/prometheus/common/version.Version=${VERSION#v}" \
     -o /out/sockq ./agent
+RUN sh agent/third-party-licenses >/out/third-party-licenses
 
 FROM scratch
 ARG VERSION=devel
@@ -26,7 +27,9 @@ ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
 LABEL org.opencontainers.image.title="sockq" \
       org.opencontainers.image.description="TCP socket states and listener queues of a Linux node, for Prometheus" \
-      org.opencontainers.image.licenses="Apache-2.0 AND (GPL-2.0-only OR BSD-2-Clause)" \
+      org.opencontainers.image.licenses="Apache-2.0 AND (GPL-2.0-only OR BSD-2-Clause) AND BSD-3-Clause AND MIT" \
+      org.opencontainers.image.url="https://github.com/sockq/sockq" \
+      org.opencontainers.image.source="https://github.com/sockq/sockq" \
       org.opencontainers.image.vendor="the sockq authors" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
@@ -34,6 +37,7 @@ LABEL org.opencontainers.image.title="sockq" \
 # Nobody's, so that root without capabilities, as which it runs, cannot change it.
 COPY --from=build --chown=65534:65534 --chmod=0555 /out/sockq /usr/bin/sockq
 COPY --chown=65534:65534 --chmod=0444 LICENSE /usr/share/doc/sockq/LICENSE
+COPY --from=build --chown=65534:65534 --chmod=0444 /out/third-party-licenses /usr/share/doc/sockq/third-party-licenses
 # Container runtimes give capabilities to root alone; sockq gives up all that it does
 # not need before it answers.
 USER 0:0

@@ -38,11 +38,6 @@ test-package:
 test-image:
 	SOCKQ_TEST=image go test ./deploy -count=1 -v -timeout 40m -run TestImage
 
-# Tries the examples in deploy/prometheus: shards, federation, remote write, TLS. Root;
-# Debian's package prometheus.
-test-fleet:
-	SOCKQ_TEST=fleet go test ./deploy -count=1 -v -timeout 5m -run 'TestFleet$$'
-
 # The Debian package of this machine's architecture, in the directory dist.
 package:
 	deploy/debian/build dist
@@ -56,4 +51,4 @@ generate:
 bench:
 	go run ./probes/bench
 
-.PHONY: build test test-kernels test-chart test-cluster render test-alerts-quiet test-package test-image test-fleet package generate bench
+.PHONY: build test test-kernels test-chart test-cluster render test-alerts-quiet test-package test-image package generate bench

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -300,6 +301,40 @@ func TestCheckOfThisNode(t *testing.T) {
 }
 
 // For each right and setting that is missing, check names it.
+// In a container without the node's processes sockq says whose sockets it knows.
+func TestCheckInAPIDNamespace(t *testing.T) {
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("unshare", "--fork", "--pid", "--mount-proc", path, "check", "--format=json").Output()
+	var doc checkDoc
+	if err == nil {
+		err = json.Unmarshal(out, &doc)
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if p := doc.find(t, "owners"); !p.Attached || !strings.Contains(p.Why, "own PID namespace") || !strings.Contains(p.Needs, "hostPID") {
+		t.Errorf("owners are %+v", p)
+	}
+}
+
+// rootsSocket is the path of a socket that nobody else may connect to.
+func rootsSocket(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func TestCheckSaysWhatWouldGiveIt(t *testing.T) {
 	two := []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}
 	const turnedOff = "turned off"
@@ -318,6 +353,8 @@ func TestCheckSaysWhatWouldGiveIt(t *testing.T) {
 			why: "no right to read tracefs", needs: "CAP_DAC_READ_SEARCH"},
 		"no tracefs": {who: as{nobody: true, capabilities: two, tracefs: notMounted}, parts: []string{"accepts", "backlog", "unroutable_connects"},
 			why: "tracefs is not mounted", needs: "tracefs on /sys/kernel/tracing"},
+		"no right to ask for pods": {who: as{nobody: true, capabilities: two}, args: []string{"--cri.socket=" + rootsSocket(t)}, parts: []string{"pods"},
+			why: "socket belongs to somebody else", needs: "pods.conf"},
 		"no system calls":  {args: []string{"--no-tracker.syscalls"}, parts: []string{"unroutable_connects"}, why: turnedOff, needs: "--tracker.syscalls"},
 		"no state seconds": {args: []string{"--no-states.seconds"}, parts: []string{"state_seconds"}, why: turnedOff, needs: "--states.seconds"},
 		"no audit":         {args: []string{"--audit.budget=0"}, parts: []string{"audit"}, why: turnedOff, needs: "--audit.budget above 0"},

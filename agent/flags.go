@@ -164,7 +164,7 @@ func addFlags(app *kingpin.Application) *config {
 	app.Flag("kubelet.token-file", "File with the token that the kubelet wants.").StringVar(&opts.Owners.KubeletToken)
 	app.Flag("kubelet.ca-file", "File with the certificates that may have signed the kubelet's; by default the system's.").StringVar(&opts.Owners.KubeletCA)
 	app.Flag("kubelet.insecure", "Accept any certificate of the kubelet.").BoolVar(&opts.Owners.KubeletInsecure)
-	app.Flag("tracker.syscalls", "Read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
+	app.Flag("tracker.syscalls", "Read what listen(), accept() and connect() return: accepts and how long connections waited for them, requested backlogs, connects without a route. Kernels with trampolines tell these without it. It slows every system call of the node by some nanoseconds; --no-tracker.syscalls leaves it out.").
 		Default("true").SetValue((*inverted)(&opts.NoSyscalls))
 	app.Flag("states.seconds", "Measure how long sockets stay in each state (sockq_tcp_state_seconds). --no-states.seconds makes each change of state a little cheaper.").
 		Default("true").SetValue((*inverted)(&opts.NoStateSeconds))

@@ -23,6 +23,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if inGuest { // where there is no place for copies of this binary, which no test needs there
+		os.Exit(m.Run())
+	}
 	commands := map[string]func(){"sockq": main}
 	maps.Copy(commands, badPlaces)
 	testscript.Main(m, commands)

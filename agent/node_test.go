@@ -26,8 +26,15 @@ import (
 	"sockq/probes/tcpstate"
 )
 
+// inGuest tells that this is one of the kernels of probes/guests, which puts sockq
+// beside its tests.
+var inGuest = os.Getenv("SOCKQ_TEST_GUEST") != ""
+
 // binary builds sockq once, where every user can execute it.
 var binary = sync.OnceValues(func() (string, error) {
+	if inGuest {
+		return filepath.Abs("sockq")
+	}
 	dir, err := os.MkdirTemp("", "sockq-test")
 	if err != nil {
 		return "", err
@@ -40,6 +47,9 @@ var binary = sync.OnceValues(func() (string, error) {
 	}
 	return path, os.Chmod(dir, 0o755)
 })
+
+// patience is how long sockq may take, which is longest where a kernel is emulated.
+const patience = 2 * time.Minute
 
 // process is a running sockq.
 type process struct {
@@ -71,6 +81,7 @@ func (l *logBuffer) String() string {
 type as struct {
 	nobody       bool
 	capabilities []uintptr
+	exactly      bool // and no way to more: also for root
 	tracefs      tracefs
 }
 
@@ -91,13 +102,21 @@ func (w as) start(cmd *exec.Cmd) error {
 			AmbientCaps: w.capabilities,
 		}
 	}
-	if w.tracefs == asItIs {
+	if w.tracefs == asItIs && !w.exactly {
 		return cmd.Start()
 	}
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // which ends with it, in a mount namespace of its own
+		runtime.LockOSThread() // which ends with it, and so does what is its own
 		result <- func() error {
+			if w.exactly {
+				if err := bound(w.capabilities); err != nil {
+					return err
+				}
+			}
+			if w.tracefs == asItIs {
+				return cmd.Start()
+			}
 			if err := privateMounts(); err != nil {
 				return err
 			}
@@ -115,6 +134,25 @@ func (w as) start(cmd *exec.Cmd) error {
 		}()
 	}()
 	return <-result
+}
+
+// bound takes all others from what this thread starts, for good.
+func bound(only []uintptr) error {
+	for c := uintptr(0); ; c++ {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil { // the kernel knows no more of them
+			break
+		}
+		if slices.Contains(only, c) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+			return fmt.Errorf("cut the bounding set: %w", err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
 }
 
 func launch(t *testing.T, who as, args ...string) *process {
@@ -155,7 +193,7 @@ func launch(t *testing.T, who as, args ...string) *process {
 
 func (p *process) await(what string, done func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience); !done(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatalf("waited for %s in vain", what)
 		}

@@ -23,7 +23,7 @@ var storyGroups = []struct {
 		{name: tracker.StoryConnections, tells: "arrivals in accept queues, and the peak at each", since: "6.3", needs: "Linux 6.3 or newer, or 5.12 or newer with trampolines"},
 		{name: tracker.StoryAccepts, tells: "accepts, and how long connections waited for them", since: "6.4", needs: "Linux 6.4 or newer, or 5.12 or newer with trampolines", flag: "--tracker.syscalls"},
 		{name: tracker.StoryHalfOpen, tells: "how half-open connections end, and how long handshakes take", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
-		{name: tracker.StoryBacklog, tells: "what listen() asked for", since: "6.2", flag: "--tracker.syscalls"},
+		{name: tracker.StoryBacklog, tells: "what listen() asked for", since: "6.2", needs: "Linux 6.2 or newer, or 5.12 or newer with trampolines", flag: "--tracker.syscalls"},
 		{name: tracker.StorySynackRetransmits, tells: "SYN-ACKs sent again", since: "5.12"},
 	}},
 	{"Connections", []story{
@@ -33,7 +33,7 @@ var storyGroups = []struct {
 		{name: tracker.StoryStateSeconds, tells: "how long sockets stay in a state", since: "5.12", flag: "--states.seconds"},
 		{name: tracker.StoryTimeWait, tells: "the states of time-wait sockets", since: "5.12", needs: "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
 		{name: tracker.StoryConnects, tells: "how long connect() takes, and why it fails", since: "5.12"},
-		{name: tracker.StoryUnroutable, tells: "connects without a route", since: "6.2", flag: "--tracker.syscalls"},
+		{name: tracker.StoryUnroutable, tells: "connects without a route", since: "6.2", needs: "Linux 6.2 or newer, or 5.12 or newer with trampolines", flag: "--tracker.syscalls"},
 		{name: tracker.StoryResetsSent, tells: "RSTs sent, and why", since: "5.10"},
 		{name: tracker.StoryResetsReceived, tells: "RSTs received", since: "5.10"},
 	}},
@@ -80,6 +80,8 @@ var causes = []cause{
 		gives: "a seccomp profile that allows bpf(), and no lockdown=confidentiality"},
 	{says: "CONFIG_DEBUG_INFO_BTF", why: "the kernel shows no type information (BTF)",
 		gives: "a kernel with CONFIG_DEBUG_INFO_BTF=y: stock kernels of distributions have it"},
+	{says: "kernel.perf_event_paranoid", why: "kernel.perf_event_paranoid forbids perf events to all but CAP_SYS_ADMIN, which is Debian's way",
+		gives: "kernel.perf_event_paranoid=2, or CAP_SYS_ADMIN"},
 	{says: "RLIMIT_MEMLOCK", why: "no right to lock enough memory for maps", gives: "root or CAP_SYS_RESOURCE, or Linux 5.11 or newer"},
 	{says: "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", why: "this kernel allows neither trampolines nor kprobes", gives: "a kernel with trampolines or kprobes: stock kernels of distributions have them"},
 	{says: "CONFIG_IPV6=m", why: "IPv6 is a module of this kernel, whose functions it does not tell", gives: "a kernel with CONFIG_IPV6=y: stock kernels of distributions have it"},
@@ -90,6 +92,11 @@ var causes = []cause{
 	{says: "open tracefs (needs root", why: "no right to read tracefs", gives: "root or CAP_DAC_READ_SEARCH"},
 	{says: "the own namespace only", why: "only for the namespace that sockq runs in: it may not enter others",
 		gives: "root or CAP_SYS_ADMIN; and CAP_SYS_PTRACE for namespaces without a name"},
+	{says: "to find them by their processes", why: "not for namespaces that only a process leads to: it may not look at all of them",
+		gives: "root or CAP_SYS_PTRACE"},
+	{says: "connect: permission denied", why: "the container runtime's socket belongs to somebody else",
+		gives: "root (of the systemd unit pods.conf), or --kubelet.url"},
+	{says: "own PID namespace only", why: "only of the processes that are in sockq's own PID namespace", gives: "the node's PIDs (hostPID, --pid=host)"},
 	{says: "the sock_diag source was asked for", why: "turned off", gives: "--census.mechanism=auto"},
 }
 

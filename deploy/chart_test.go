@@ -127,17 +127,24 @@ func TestManifestsAreFresh(t *testing.T) {
 
 // The chart has the rules and dashboards that there are, as they are.
 func TestCopiesAreFresh(t *testing.T) {
-	for pattern, dir := range map[string]string{"../alerts/rules.yaml": chart + "/files", "../dashboards/grafana/*.json": chart + "/files/dashboards"} {
-		originals, err := filepath.Glob(pattern)
-		if err != nil || len(originals) == 0 {
-			t.Fatalf("there are no %s", pattern)
+	for dir, patterns := range map[string][]string{
+		chart + "/files":            {"../alerts/rules.yaml", "prometheus/fleet-rules.yaml"},
+		chart + "/files/dashboards": {"../dashboards/grafana/*.json"},
+	} {
+		var originals []string
+		for _, pattern := range patterns {
+			names, err := filepath.Glob(pattern)
+			if err != nil || len(names) == 0 {
+				t.Fatalf("there are no %s", pattern)
+			}
+			originals = append(originals, names...)
 		}
 		for _, original := range originals {
 			if read(t, original) != read(t, filepath.Join(dir, filepath.Base(original))) {
 				t.Errorf("%s has changed since it was copied into the chart: go run ./deploy/render", original)
 			}
 		}
-		copied, err := filepath.Glob(filepath.Join(dir, "*"+filepath.Ext(pattern)))
+		copied, err := filepath.Glob(filepath.Join(dir, "*.*"))
 		if err != nil || len(copied) != len(originals) {
 			t.Errorf("the chart has %q, there are %q", copied, originals)
 		}
@@ -294,11 +301,17 @@ func mustRun(t *testing.T, stdin []byte, name string, args ...string) string {
 	return out
 }
 
-// What kube-score asks for and sockq does without, and why.
-var unscored = []string{
-	"container-security-context-user-group-id",      // added capabilities are given to uid 0 only
-	"container-image-pull-policy",                   // images have versions; a node that restarts should need no registry
-	"container-ephemeral-storage-request-and-limit", // it writes nothing
+// unscored are kube-score's checks that the chart's README gives reasons against.
+func unscored(t *testing.T) (tests []string) {
+	t.Helper()
+	_, section, _ := strings.Cut(read(t, chart+"/README.md"), "\n## Checks\n")
+	for _, m := range regexp.MustCompile("(?m)^\\| `([-a-z]+)` \\| \\S").FindAllStringSubmatch(section, -1) {
+		tests = append(tests, m[1])
+	}
+	if len(tests) == 0 {
+		t.Fatal("the README names no checks")
+	}
+	return tests
 }
 
 // scored are the values of which kube-score has something to say; the others turn off
@@ -318,9 +331,8 @@ func TestChart(t *testing.T) {
 			manifests := template(t, values)
 			conform(t, schemas, manifests)
 			if slices.Contains(scored, filepath.Base(values)) {
-				// A throttled agent samples late.
 				score := []string{"score", "-", "--ignore-container-cpu-limit"}
-				for _, test := range unscored {
+				for _, test := range unscored(t) {
 					score = append(score, "--ignore-test", test)
 				}
 				mustRun(t, []byte(manifests), "kube-score", score...)
@@ -335,18 +347,91 @@ func TestChart(t *testing.T) {
 			}
 		}
 	})
-	for _, dir := range []string{"kubernetes", "testdata/overlay"} {
-		t.Run(dir, func(t *testing.T) { conform(t, schemas, mustRun(t, nil, "kustomize", "build", dir)) })
-	}
+	t.Run("kustomize", func(t *testing.T) { conform(t, schemas, mustRun(t, nil, "kustomize", "build", "kubernetes")) })
+	t.Run("overlay", func(t *testing.T) {
+		manifests := mustRun(t, nil, "kustomize", "build", "testdata/overlay")
+		conform(t, schemas, manifests)
+		for _, gone := range []string{"kind: Namespace", "namespace: sockq", "ghcr.io"} {
+			if strings.Contains(manifests, gone) {
+				t.Errorf("there is %s", gone)
+			}
+		}
+		for _, there := range []string{"kind: PodMonitor", "kind: PrometheusRule", "image: " + overlayTag, "- --census.interval=10s"} {
+			if !strings.Contains(manifests, there) {
+				t.Errorf("there is no %s", there)
+			}
+		}
+	})
 }
 
 // kubeVersion is told to helm, which takes itself for one of 1.20 when it was built by
 // go install.
 const kubeVersion = "1.36"
 
-func template(t *testing.T, values string) string {
+func template(t *testing.T, values string, args ...string) string {
 	t.Helper()
-	return mustRun(t, nil, "helm", "template", "sockq", chart, "--namespace", "sockq", "--kube-version", kubeVersion, "-f", values)
+	return mustRun(t, nil, "helm", append([]string{"template", "sockq", chart, "--namespace", "sockq", "--kube-version", kubeVersion, "-f", values}, args...)...)
+}
+
+// What values make of single objects.
+func TestChartRenders(t *testing.T) {
+	requested(t, "chart")
+	const kubelet = "pods.source=kubelet,pods.kubelet.url=https://"
+	const names = `
+    - ports:
+        - port: 53
+          protocol: UDP
+        - port: 53
+          protocol: TCP
+`
+	for _, test := range []struct {
+		set, from, has, lacks string
+	}{
+		{"seccompProfile.type=Localhost,seccompProfile.localhostProfile=sockq.json", "daemonset", `
+            seccompProfile:
+              localhostProfile: sockq.json
+              type: Localhost
+`, "RuntimeDefault"},
+		{"affinity=null", "daemonset", "", "affinity"},
+		{"prometheusRule.enabled=true", "prometheusrule", "\n  name: sockq\n", "fleet"},
+		{"prometheusRule.enabled=true,prometheusRule.fleet=true", "prometheusrule", "\n  name: sockq-fleet\n", ""},
+		{"port=1", "networkpolicy", "\n  egress: []\n", "from:"},
+		{kubelet + "$(NODE_IP):10250/pods", "networkpolicy", "\n    - ports:\n        - port: 10250\n", names},
+		{kubelet + "$(NODE_IP)/pods", "networkpolicy", "\n    - ports:\n        - port: 443\n", names},
+		{kubelet + "[$(NODE_IP)]:10250/pods", "networkpolicy", "\n    - ports:\n        - port: 10250\n", names},
+		{kubelet + "[fd00::10]/pods", "networkpolicy", "\n    - ports:\n        - port: 443\n", names},
+		{kubelet + "192.0.2.1:10255/pods", "networkpolicy", "\n    - ports:\n        - port: 10255\n", names},
+		{kubelet + "$(NODE_NAME):10250/pods", "networkpolicy", names, ""},
+		{kubelet + "10.nodes.example.com/pods", "networkpolicy", names, ""},
+	} {
+		manifest := template(t, chart+"/values.yaml", "--set", test.set, "--show-only", "templates/"+test.from+".yaml")
+		if !strings.Contains(manifest, test.has) || (test.lacks != "" && strings.Contains(manifest, test.lacks)) {
+			t.Errorf("--set %s: want%sand no %q:\n%s", test.set, test.has, test.lacks, manifest)
+		}
+	}
+}
+
+// Another chart may depend on this one, on a condition.
+func TestChartOfAChart(t *testing.T) {
+	requested(t, "chart")
+	parent := t.TempDir()
+	if err := os.CopyFS(filepath.Join(parent, "charts/sockq"), os.DirFS(chart)); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"Chart.yaml":  "{apiVersion: v2, name: parent, version: 1.0.0, dependencies: [{name: sockq, version: 0.1.0, condition: sockq.enabled}]}",
+		"values.yaml": "{global: {region: west}, sockq: {enabled: true, port: 9999}}",
+	} {
+		if err := os.WriteFile(filepath.Join(parent, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for enabled, want := range map[string]bool{"true": true, "false": false} {
+		out := mustRun(t, nil, "helm", "template", "all", parent, "--kube-version", kubeVersion, "--set", "sockq.enabled="+enabled)
+		if got := strings.Contains(out, "--web.listen-address=:9999"); got != want {
+			t.Errorf("enabled=%s: there is a DaemonSet: %t", enabled, got)
+		}
+	}
 }
 
 func conform(t *testing.T, schemas, manifests string) {
@@ -380,6 +465,9 @@ func TestSchemaOfTheChart(t *testing.T) {
 		"flags.web\\.listen-address=:1":       "web.listen-address",
 		"image.digest=sha256:abc":             "digest",
 		"podMonitor.endpoint.honorLabels=no":  "endpoint",
+		"podMonitor.spec.selector=all":        "spec",
+		"serviceMonitor.spec.endpoints=none":  "spec",
+		"prometheusRule.fleet=maybe":          "fleet",
 		"terminationGracePeriodSeconds=0":     "terminationGracePeriodSeconds",
 		"probes.scheme=https":                 "scheme",
 		"networkPolicy.from[0].pods=everyone": "from",

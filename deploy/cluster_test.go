@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +24,8 @@ import (
 const (
 	imageTag = "ghcr.io/sockq/sockq:0.1.0"
 	nextTag  = "ghcr.io/sockq/sockq:next"
+	// testdata/overlay has it.
+	overlayTag = "registry.example.com/sockq:next"
 )
 
 // A web server in a pod, on all nodes that may be used.
@@ -45,16 +49,38 @@ spec:
           command: [/bin/busybox, httpd, -f, -p, "8080"]
 `
 
+// What a DaemonSet with all tolerations would wait for: nodes that are none, and those without
+// an image.
+const otherNodes = `
+apiVersion: v1
+kind: Node
+metadata: {name: virtual, labels: {kubernetes.io/os: linux, kubernetes.io/arch: amd64, type: virtual-kubelet}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: fargate, labels: {kubernetes.io/os: linux, kubernetes.io/arch: amd64, eks.amazonaws.com/compute-type: fargate}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: ibm, labels: {kubernetes.io/os: linux, kubernetes.io/arch: s390x}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: windows, labels: {kubernetes.io/os: windows, kubernetes.io/arch: amd64}}
+`
+
 // The chart on a real control plane and node.
 func TestCluster(t *testing.T) {
-	requested(t, "cluster")
-	c := startCluster(t)
-	sockq := sockqImage(t)
-	c.importImage(imageTag, sockq)
-	c.importImage(nextTag, sockq)
+	requested(t, "cluster", buildTools...)
+	i := newImages(t)
+	i.buildBusybox(busyboxTag, `--entrypoint=["/bin/busybox","sleep","1000000"]`) // the pause image, too
+	i.buildBase()
+	i.build(runtime.GOARCH, runtime.GOARCH, i.buildCache())
+	c := startCluster(t, i.archive(busyboxTag, busyboxTag), i.archive("localhost/sockq:"+runtime.GOARCH, imageTag))
+	c.apply(otherNodes)
 	c.apply(webManifest)
 	t.Cleanup(func() { // while there is a kubelet that can take pods down
-		if _, err := c.try("delete", "namespace", "sockq", "shop", "--ignore-not-found", "--timeout=60s"); err != nil {
+		if _, err := c.try("delete", "namespace", "sockq", "monitoring", "shop", "--ignore-not-found", "--timeout=60s"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -70,7 +96,9 @@ func TestCluster(t *testing.T) {
 		{"runtime restarts", (*cluster).survivesRuntime},
 		{"rolling update", (*cluster).rolls},
 		{"drain", (*cluster).survivesDrain},
+		{"no runtime", (*cluster).missesRuntime},
 		{"kubelet", (*cluster).asksKubelet},
+		{"seccomp", (*cluster).hasItsProfile},
 		{"TLS and a password", (*cluster).wantsPassword},
 		{"kustomize", (*cluster).comesByKustomize},
 	} {
@@ -110,9 +138,12 @@ func (c *cluster) takesObjects() {
 	}
 }
 
+// helm installs the chart, or upgrades it. Listeners of others on this machine take no series
+// from those of the test.
 func (c *cluster) helm(args ...string) {
 	c.t.Helper()
-	mustRun(c.t, nil, "helm", append([]string{"upgrade", "--install", "sockq", chart, "--namespace", "sockq", "--wait", "--timeout", "2m"}, args...)...)
+	mustRun(c.t, nil, "helm", append([]string{"upgrade", "--install", "sockq", chart, "--namespace", "sockq", "--wait", "--timeout", "2m",
+		"--set", "flags.max-listeners=100000,flags.max-namespaces=5000"}, args...)...)
 	c.kubectl("-n", "sockq", "rollout", "status", "daemonset/sockq", "--timeout=60s")
 }
 
@@ -136,7 +167,7 @@ func (c *cluster) pod(namespace string) (name, ip string) {
 
 func (c *cluster) metrics() (string, error) {
 	c.t.Helper()
-	_, ip := c.pod("sockq")
+	_, ip := c.pod(c.namespace)
 	resp, err := http.Get("http://" + ip + ":10813/metrics")
 	if err != nil {
 		return "", err
@@ -178,23 +209,29 @@ func listener(address, container, namespace, netns, pod, process string) string 
 func (c *cluster) seesPods() {
 	c.t.Helper()
 	web, _ := c.pod("shop")
-	own, _ := c.pod("sockq")
+	own, _ := c.pod(c.namespace)
 	c.shows(
 		listener(`\[::\]:8080`, "server", "shop", "cni-[-0-9a-f]+", web, "busybox"),
-		listener(`\[::\]:10813`, "sockq", "sockq", "cni-[-0-9a-f]+", own, "sockq"),
+		listener(`\[::\]:10813`, "sockq", c.namespace, "cni-[-0-9a-f]+", own, "sockq"),
 		`^sockq_listener_accept_queue_limit\{address="127.0.0.1:\d+",netns="host",process="kube-apiserver"\} [1-9]`,
 	)
+}
+
+// attaches: two capabilities are enough, and tracefs by its directory.
+func (c *cluster) attaches() {
+	c.t.Helper()
+	var want []string
+	for _, probe := range []string{"sockets", "transitions", "connections", "accepts", "backlog", "owners", "pods", "namespaces"} {
+		want = append(want, fmt.Sprintf(`^sockq_probe_attached\{mechanism="[a-z_]+",probe=%q\} 1`, probe))
+	}
+	c.shows(want...)
 }
 
 func (c *cluster) installs() {
 	c.helm()
 	c.seesPods()
-	// Two capabilities, and tracefs by its directory.
-	var want []string
-	for _, probe := range []string{"sockets", "transitions", "connections", "accepts", "backlog", "owners", "pods", "namespaces"} {
-		want = append(want, fmt.Sprintf(`^sockq_probe_attached\{mechanism="[a-z_]+",probe=%q\} 1`, probe))
-	}
-	c.shows(append(want, `^sockq_probe_attached\{mechanism="cri",probe="pods"\} 1`)...)
+	c.attaches()
+	c.shows(`^sockq_probe_attached\{mechanism="cri",probe="pods"\} 1`)
 
 	_, address := c.pod("shop")
 	for range 3 {
@@ -349,12 +386,17 @@ func (c *cluster) process(pod string) string {
 	return ""
 }
 
-// survivesRuntime: pods that come after a restart of containerd have names, too, and
-// sockq was not restarted for that.
+// survivesRuntime: pods that come after a restart of containerd have names, too.
 func (c *cluster) survivesRuntime() {
 	c.containerd.end()
 	c.containerd.begin()
 	c.awaitContainerd()
+	c.namesNewPods()
+}
+
+// namesNewPods: those that are younger than sockq, which was never restarted.
+func (c *cluster) namesNewPods() {
+	c.t.Helper()
 	c.kubectl("-n", "shop", "delete", "pod", "--all", "--wait")
 	c.seesPods()
 	if n := c.kubectl("-n", "sockq", "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); n != "0" {
@@ -362,10 +404,11 @@ func (c *cluster) survivesRuntime() {
 	}
 }
 
-// rolls: another image takes over, and finds what was there.
+// rolls: another image with another flag takes over, and finds what was there, but
+// nothing of the pod that it replaces.
 func (c *cluster) rolls() {
 	before, _ := c.pod("sockq")
-	c.helm("--set", "image.tag=next")
+	c.helm("--set", "image.tag=next", "--set", `flags.census\.interval=2s`)
 	after, _ := c.pod("sockq")
 	if before == after {
 		c.t.Errorf("%s was not replaced", before)
@@ -373,7 +416,23 @@ func (c *cluster) rolls() {
 	if image := c.kubectl("-n", "sockq", "get", "pod", after, "-o", "jsonpath={.spec.containers[0].image}"); image != nextTag {
 		c.t.Errorf("the image is %s", image)
 	}
+	if line := read(c.t, "/proc/"+c.process(after)+"/cmdline"); !strings.Contains(line, "--census.interval=2s\x00") {
+		c.t.Errorf("the command line is %q", line)
+	}
 	c.seesPods()
+	if series := c.seriesOf(`pod="` + before + `"`); len(series) > 0 {
+		c.t.Errorf("%s is gone, but has %q", before, series)
+	}
+}
+
+// seriesOf are those with a label.
+func (c *cluster) seriesOf(label string) []string {
+	c.t.Helper()
+	text, err := c.metrics()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return regexp.MustCompile(`(?m)^.*[{,]`+regexp.QuoteMeta(label)+`.*$`).FindAllString(text, -1)
 }
 
 // survivesDrain: sockq stays while the others go, and sees them come back.
@@ -382,6 +441,10 @@ func (c *cluster) survivesDrain() {
 	mounts := "/proc/" + c.process(own) + "/mounts"
 	pod, _ := c.pod("shop")
 	web := c.containerOf("shop", pod)
+	label := regexp.MustCompile(`netns="cni-[^"]+"`).FindString(strings.Join(c.seriesOf(`pod="`+pod+`"`), "\n"))
+	if label == "" {
+		c.t.Fatalf("%s is in no namespace", pod)
+	}
 	if !strings.Contains(read(c.t, mounts), web) {
 		c.t.Errorf("sockq does not see what the runtime has mounted for %s", web)
 	}
@@ -398,14 +461,38 @@ func (c *cluster) survivesDrain() {
 		}
 		return nil
 	})
-	if _, err := c.metrics(); err != nil {
-		c.t.Errorf("scrape of a drained node: %v", err)
-	}
+	// Beside peaks of the last minute only what is scraped once more.
+	kept := regexp.MustCompile(`^sockq_listener_\w+_(total|bucket|sum|count|peak|peak_ratio)\{`)
+	eventually(c.t, 30*time.Second, "what is gone has no series", func() error {
+		for _, series := range c.seriesOf(label) {
+			if !kept.MatchString(series) {
+				return errors.New(series)
+			}
+		}
+		return nil
+	})
 	c.kubectl("uncordon", nodeName)
 	c.seesPods()
 }
 
-// asksKubelet: with a token that can read pods and nothing else.
+// missesRuntime: where the runtime's socket is elsewhere containers have their ids, and sockq
+// says so.
+func (c *cluster) missesRuntime() {
+	const socket = "/run/containerd/elsewhere/containerd.sock"
+	c.helm("--set", "pods.criSocket="+socket)
+	web, _ := c.pod("shop")
+	c.shows(
+		fmt.Sprintf(`^sockq_listener_accept_queue_limit\{address="\[::\]:8080",container="%.12s",netns="cni-[-0-9a-f]+",process="busybox"\} [1-9]`, c.containerOf("shop", web)),
+		`^sockq_probe_attached\{mechanism="none",probe="pods"\} 0`,
+	)
+	own, _ := c.pod("sockq")
+	if log := c.kubectl("-n", "sockq", "logs", own); !strings.Contains(log, "Pods have no names") || !strings.Contains(log, socket) {
+		c.t.Errorf("the log does not say that there is no %s:\n%s", socket, log)
+	}
+}
+
+// asksKubelet: with a token that can read pods and nothing else, and again after the
+// kubelet has restarted.
 func (c *cluster) asksKubelet() {
 	port := c.kubectl("get", "node", nodeName, "-o", "jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}")
 	c.helm("--set", "pods.source=kubelet", "--set", "pods.kubelet.url=https://$(NODE_IP):"+port+"/pods")
@@ -416,6 +503,9 @@ func (c *cluster) asksKubelet() {
 	if strings.Contains(mounts, "/run/containerd ") || !strings.Contains(mounts, "/run/secrets/sockq ") {
 		c.t.Errorf("the pod has mounted\n%s", mounts)
 	}
+	c.kubelet.end()
+	c.kubelet.begin()
+	c.namesNewPods()
 	// kubectl answers no with exit status 1.
 	for what, may := range map[string]string{
 		"get nodes --subresource=pods": "yes", "get nodes --subresource=proxy": "no", "create nodes --subresource=proxy": "no",
@@ -425,6 +515,44 @@ func (c *cluster) asksKubelet() {
 		if !strings.HasSuffix(strings.TrimSpace(out), may) {
 			c.t.Errorf("may sockq %s: %s", what, out)
 		}
+	}
+}
+
+// hasItsProfile: with seccomp.json where the kubelet has profiles, sockq has these system
+// calls and no other.
+func (c *cluster) hasItsProfile() {
+	type seccomp struct {
+		DefaultAction string
+		Syscalls      []struct {
+			Names  []string
+			Action string
+			Args   []struct {
+				Index, Value, ValueTwo uint64
+				Op                     string
+			}
+		}
+	}
+	var profile seccomp
+	text := read(c.t, "seccomp.json")
+	if err := json.Unmarshal([]byte(text), &profile); err != nil {
+		c.t.Fatal(err)
+	}
+	c.write("kubelet/seccomp/sockq.json", text)
+	c.helm("--set", "seccompProfile.type=Localhost,seccompProfile.localhostProfile=sockq.json")
+	c.attaches()
+	c.seesPods()
+	own, _ := c.pod("sockq")
+	var container struct {
+		Spec struct {
+			Linux struct{ Seccomp seccomp }
+		}
+	}
+	info := mustRun(c.t, nil, "ctr", "--namespace", "k8s.io", "containers", "info", c.containerOf("sockq", own))
+	if err := json.Unmarshal([]byte(info), &container); err != nil {
+		c.t.Fatal(err)
+	}
+	if got := container.Spec.Linux.Seccomp; len(profile.Syscalls) == 0 || !reflect.DeepEqual(got, profile) {
+		c.t.Errorf("the runtime has\n%+v, want\n%+v", got, profile)
 	}
 }
 
@@ -461,11 +589,21 @@ func (c *cluster) wantsPassword() {
 	}
 }
 
-// comesByKustomize: without Helm, in a namespace that forbids less than the default.
+// comesByKustomize: without Helm, in a namespace that forbids less than the default, and in
+// one that was there before.
 func (c *cluster) comesByKustomize() {
 	mustRun(c.t, nil, "helm", "uninstall", "sockq", "--namespace", "sockq", "--wait")
 	c.kubectl("delete", "namespace", "sockq", "--wait")
 	c.kubectl("apply", "-k", "kubernetes")
 	c.kubectl("-n", "sockq", "rollout", "status", "daemonset/sockq", "--timeout=60s")
+	c.kubectl("delete", "-k", "kubernetes", "--wait")
+
+	c.namespace = "monitoring"
+	c.kubectl("create", "namespace", c.namespace)
+	c.kubectl("label", "namespace", c.namespace, "pod-security.kubernetes.io/enforce=privileged")
+	c.kubectl("apply", "-k", "testdata/overlay")
+	c.kubectl("-n", c.namespace, "rollout", "status", "daemonset/sockq", "--timeout=60s")
 	c.seesPods()
+	c.kubectl("delete", "-k", "testdata/overlay", "--wait")
+	c.kubectl("get", "namespace", c.namespace)
 }

@@ -8,7 +8,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -16,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -26,6 +29,9 @@ import (
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+
 	"sockq/collectors/budget"
 	"sockq/collectors/catalogue"
 	"sockq/probes/census"
@@ -33,24 +39,38 @@ import (
 )
 
 const (
-	alertRules = "../alerts/rules.yaml"
-	fleetRules = "prometheus/fleet-rules.yaml"
+	alertRules  = "../alerts/rules.yaml"
+	fleetRules  = "prometheus/fleet-rules.yaml"
+	globalRules = "prometheus/global-rules.yaml"
 )
+
+// groupMost is how many rules of a group Mimir's ruler takes by default.
+const groupMost = 20
 
 type rule struct {
 	Record, Alert, Expr string
 	Annotations         map[string]string
 }
 
+type ruleGroup struct {
+	Name  string
+	Rules []rule
+}
+
+func groupsOf(t *testing.T, path string) []ruleGroup {
+	t.Helper()
+	var file struct{ Groups []ruleGroup }
+	readYAML(t, path, &file)
+	if len(file.Groups) == 0 {
+		t.Fatalf("%s has no groups", path)
+	}
+	return file.Groups
+}
+
 func rulesOf(t *testing.T, path string) (all []rule) {
 	t.Helper()
-	var file struct{ Groups []struct{ Rules []rule } }
-	readYAML(t, path, &file)
-	for _, g := range file.Groups {
+	for _, g := range groupsOf(t, path) {
 		all = append(all, g.Rules...)
-	}
-	if len(all) == 0 {
-		t.Fatalf("%s has no rules", path)
 	}
 	return all
 }
@@ -82,8 +102,35 @@ func exposed() map[string]*catalogue.Metric {
 }
 
 func TestFleetRulesByPromtool(t *testing.T) {
-	mustRun(t, nil, "promtool", "check", "rules", "--lint=all", "--lint-fatal", fleetRules)
-	mustRun(t, nil, "promtool", "test", "rules", "prometheus/fleet-rules_test.yaml")
+	mustRun(t, nil, "promtool", "check", "rules", "--lint=all", "--lint-fatal", fleetRules, globalRules)
+	mustRun(t, nil, "promtool", "test", "rules", "prometheus/fleet-rules_test.yaml", "prometheus/global-rules_test.yaml")
+}
+
+// A ruler takes the groups, and may evaluate them in any order: of its own file a group
+// asks only for what it records itself.
+func TestGroupsOfRules(t *testing.T) {
+	for _, path := range []string{alertRules, fleetRules, globalRules} {
+		groups := groupsOf(t, path)
+		for _, g := range groups {
+			if len(g.Rules) == 0 || len(g.Rules) > groupMost {
+				t.Errorf("%s: group %s has %d rules, at most %d", path, g.Name, len(g.Rules), groupMost)
+			}
+		}
+		if path != fleetRules {
+			continue
+		}
+		recordedBy := make(map[string]string)
+		for _, g := range groups {
+			for _, r := range g.Rules {
+				for _, name := range r.asksFor() {
+					if by, ok := recordedBy[name]; fleetName.MatchString(name) && (!ok || by != g.Name) {
+						t.Errorf("%s of group %s asks for %s, which is not recorded before it there", r.Record, g.Name, name)
+					}
+				}
+				recordedBy[r.Record] = g.Name
+			}
+		}
+	}
 }
 
 // Fleet rules ask for what is there, are additive, and are all tested.
@@ -211,6 +258,46 @@ func TestRemoteWriteKeepsWhatRulesNeed(t *testing.T) {
 	}
 }
 
+// What README.md says of the share that is written is what the budget has.
+func TestRemoteWriteSaves(t *testing.T) {
+	drops := dropped(t)
+	written := func(m *catalogue.Metric, suffix string, series int, label string, values []string) (n int) {
+		if label == "" {
+			values = make([]string, series)
+		}
+		for _, value := range values {
+			labels := map[string]string{"__name__": m.Name + suffix, label: value, "job": "sockq"}
+			if !slices.ContainsFunc(drops, func(r relabeling) bool { return r.drops(labels) }) {
+				n++
+			}
+		}
+		return n
+	}
+	text := read(t, "prometheus/README.md")
+	for _, scrape := range []budget.Scrape{{Tier: "A"}, {Tier: "C"}, {Tier: "A", Native: true}, {Tier: "C", Native: true}} {
+		left := make(map[budget.Thing]int)
+		for _, m := range catalogue.All {
+			thing, series := budget.Of(m), scrape.Metric(m).Usual
+			switch {
+			case m == catalogue.KernelTCPEvents:
+				left[thing] += written(m, "", series, "event", census.EventNames[:])
+			case m == catalogue.Sysctl:
+				left[thing] += written(m, "", series, "name", census.SysctlNames[:])
+			case m.Type == catalogue.Histogram && !scrape.Native:
+				each := series / (len(m.Buckets) + 3)
+				left[thing] += written(m, "_bucket", series-2*each, "", nil) + written(m, "_sum", each, "", nil) + written(m, "_count", each, "", nil)
+			default:
+				left[thing] += written(m, "", series, "", nil)
+			}
+		}
+		for _, thing := range []budget.Thing{budget.Listener, budget.Namespace} {
+			if of := fmt.Sprintf("%d of %d", left[thing], scrape.One(thing).Usual); !strings.Contains(text, of) {
+				t.Errorf("README.md does not say that of %+v, thing %d, %s are written", scrape, thing, of)
+			}
+		}
+	}
+}
+
 // The examples take of one node what the budget says of sockq's defaults at most, and not
 // much more.
 func TestSampleLimit(t *testing.T) {
@@ -237,11 +324,14 @@ type site struct {
 
 const every = "2s"
 
+// patience is for a machine that has other things to do.
+const patience = 90 * time.Second
+
 var often = regexp.MustCompile(`(?m)^(\s*(?:scrape_|evaluation_)?interval:) \d+s`)
 
 func newSite(t *testing.T) *site {
 	s := &site{t, t.TempDir()}
-	for _, path := range []string{alertRules, fleetRules} {
+	for _, path := range []string{alertRules, fleetRules, globalRules} {
 		s.write(filepath.Base(path), often.ReplaceAllString(read(t, path), "$1 "+every))
 	}
 	s.write("nodes.yaml", "[]")
@@ -278,6 +368,81 @@ func TestFleetExamples(t *testing.T) {
 	mustRun(t, nil, "promtool", "check", "config", s.example("scrape.yaml", "scrape.yaml"))
 	mustRun(t, nil, "promtool", "check", "config", s.example("federation.yaml", "federation.yaml"))
 	mustRun(t, nil, "promtool", "check", "config", "--agent", s.example("remote-write.yaml", "remote-write.yaml"))
+}
+
+// In Kubernetes each node is one shard's, whatever the address of its pod is. Debian's Prometheus
+// cannot ask Kubernetes: it gets what that would answer.
+func TestShardsInKubernetes(t *testing.T) {
+	example := regexp.MustCompile("(?s)```yaml\n(scrape_configs:.*?)```").FindStringSubmatch(read(t, "prometheus/README.md"))
+	if example == nil {
+		t.Fatal("README.md has no example")
+	}
+	discovery := regexp.MustCompile(`(?m)^    kubernetes_sd_configs: .*\n`)
+	if !discovery.MatchString(example[1]) || !strings.Contains(example[1], `regex: "0"`) {
+		t.Fatalf("not what it should be: %s", example[1])
+	}
+	const nodes = 8
+	pods := "    static_configs:\n"
+	for i := range nodes {
+		for address, port := range map[string]string{"10.0.1": "metrics", "10.0.2": "metrics", "10.0.3": "other"} {
+			pods += fmt.Sprintf("      - targets: ['%s.%d:10813']\n        labels: {__meta_kubernetes_pod_container_port_name: %s, __meta_kubernetes_pod_node_name: node-%d}\n",
+				address, i, port, i)
+		}
+	}
+	s := newSite(t)
+	var owners [nodes]string // by node: the shards that scrape it
+	for _, shard := range []string{"0", "1"} {
+		config := s.write("kubernetes.yaml", discovery.ReplaceAllLiteralString(strings.Replace(example[1], `regex: "0"`, fmt.Sprintf("regex: %q", shard), 1), pods))
+		var targets []struct{ Labels map[string]string }
+		eventually(t, patience, "promtool has looked", func() error {
+			out, err := command(nil, "promtool", "check", "service-discovery", "--timeout=2s", config, "sockq")
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &targets)
+			}
+			if err == nil && len(targets) != 3*nodes {
+				err = fmt.Errorf("%d pods", len(targets))
+			}
+			return err
+		})
+		for _, target := range targets {
+			if len(target.Labels) == 0 {
+				continue // dropped
+			}
+			var node int
+			if _, err := fmt.Sscanf(target.Labels["instance"], "node-%d", &node); err != nil {
+				t.Fatalf("%v: %v", err, target.Labels)
+			}
+			owners[node] += shard
+		}
+	}
+	both := make(map[string]bool)
+	for node, shards := range owners {
+		if shards != "00" && shards != "11" { // its pod before and after an update
+			t.Errorf("node-%d is of the shards %q", node, shards)
+		}
+		both[shards] = true
+	}
+	if len(both) != 2 {
+		t.Errorf("all nodes are of the shards %v", both)
+	}
+}
+
+// The operator's object has the same groups.
+func TestFleetRulesForTheOperator(t *testing.T) {
+	example := regexp.MustCompile("(?s)```sh\n(.*) \\| kubectl apply .*?```").FindStringSubmatch(read(t, "prometheus/README.md"))
+	if example == nil {
+		t.Fatal("README.md has no example")
+	}
+	s := newSite(t)
+	path := s.write("rule.yaml", mustRun(t, nil, "sh", "-c", "cd .. && "+example[1]))
+	var object struct {
+		Kind string
+		Spec struct{ Groups []ruleGroup }
+	}
+	readYAML(t, path, &object)
+	if want := groupsOf(t, fleetRules); object.Kind != "PrometheusRule" || !reflect.DeepEqual(object.Spec.Groups, want) {
+		t.Errorf("%+v, want the groups %+v", object, want)
+	}
 }
 
 // starter starts processes that the kernel kills when this one ends, however it does:
@@ -319,7 +484,7 @@ func (s *site) prometheus(name, config string, args ...string) (address string) 
 	s.t.Helper()
 	address = "127.0.0.1:" + freePorts(s.t, 1)[0]
 	s.start("prometheus", append(args, "--config.file="+config, "--web.listen-address="+address)...)
-	eventually(s.t, 30*time.Second, name, func() error {
+	eventually(s.t, patience, name, func() error {
 		resp, err := http.Get("http://" + address + "/-/ready")
 		if err != nil {
 			return err
@@ -374,7 +539,7 @@ func ask(address, query, label string) (map[string]float64, error) {
 // answers waits until a query's result is as wanted.
 func (s *site) answers(address, query, label string, want map[string]float64) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, query, func() error {
+	eventually(s.t, patience, query, func() error {
 		got, err := ask(address, query, label)
 		if err == nil && !maps.Equal(got, want) {
 			err = fmt.Errorf("%v, want %v", got, want)
@@ -385,10 +550,13 @@ func (s *site) answers(address, query, label string, want map[string]float64) {
 
 func (s *site) value(address, query string) float64 {
 	s.t.Helper()
-	got, err := ask(address, query, "")
-	if err != nil || len(got) != 1 {
-		s.t.Fatalf("%s: %v, %v", query, got, err)
-	}
+	var got map[string]float64
+	eventually(s.t, patience, query, func() (err error) {
+		if got, err = ask(address, query, ""); err == nil && len(got) != 1 {
+			err = fmt.Errorf("%v", got)
+		}
+		return err
+	})
 	return got[""]
 }
 
@@ -398,11 +566,22 @@ func hashmod(value string, modulus uint64) uint64 {
 	return binary.BigEndian.Uint64(sum[8:]) % modulus
 }
 
+// sockq starts an agent that has places for the listeners of other programs, too.
+func (s *site) sockq(args ...string) {
+	s.t.Helper()
+	binary := filepath.Join(s.dir, "sockq")
+	build := exec.Command("go", "build", "-o", binary, "../agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		s.t.Fatalf("go build: %v: %s", err, out)
+	}
+	s.start(binary, append(args, "--max-listeners=5000")...)
+}
+
 // Four nodes, which are one, two shards of a cluster that scrape two each, with TLS and
-// a password, a global Prometheus that federates them, and an agent that writes what
-// it scrapes to a further one, whose rules find the same.
+// a password, one of them native histograms, a global Prometheus that federates them, and
+// two agents that write the same to a further one, whose rules find the same.
 func TestFleet(t *testing.T) {
-	requested(t, "fleet", "prometheus:prometheus")
 	s := newSite(t)
 	shards, addresses := fourNodes(t)
 	_, port, err := net.SplitHostPort(addresses[0])
@@ -418,31 +597,36 @@ func TestFleet(t *testing.T) {
 	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, ips...)
 	s.write("password", "fakepassword")
 	s.write("nodes.yaml", "- targets: ['"+strings.Join(addresses, "', '")+"']\n")
-	binary := filepath.Join(s.dir, "sockq")
-	build := exec.Command("go", "build", "-o", binary, "../agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v: %s", err, out)
-	}
-	s.start(binary, "--web.listen-address=0.0.0.0:"+port, "--web.config.file="+s.example("web.yml", "web.yml"))
-
+	s.sockq("--web.listen-address=0.0.0.0:"+port, "--web.config.file="+s.example("web.yml", "web.yml"))
 	s.wantsPassword(addresses[0])
 
-	quiet := "127.0.0.1:9" // where no Alertmanager is
+	works, refuses := scenario.NewStage(t, scenario.IPv4), scenario.NewStage(t, scenario.IPv4)
+	const limit = "    sample_limit:"
+	// What else is on this machine is not the fleet's.
+	ours := fmt.Sprintf("    metric_relabel_configs: [{source_labels: [netns], regex: '|%d|%d', action: keep}]\n", works.NS.Inode(), refuses.NS.Inode())
+	const quiet = "127.0.0.1:9" // where no Alertmanager is
+	native := [2][]string{1: {"--enable-feature=native-histograms"}}
 	var cluster []string
 	for i := range 2 {
 		name := strconv.Itoa(i)
-		config := s.example("scrape.yaml", "scrape-"+name+".yaml", "alertmanager.example.com:9093", quiet, `"0"`, strconv.Quote(name))
-		cluster = append(cluster, s.prometheus("shard "+name, config, s.data(name)))
+		config := s.example("scrape.yaml", "scrape-"+name+".yaml", "alertmanager.example.com:9093", quiet, `"0"`, strconv.Quote(name), limit, ours+limit)
+		cluster = append(cluster, s.prometheus("shard "+name, config, append(native[i], s.data(name))...))
 	}
-	global := s.prometheus("the global one", s.example("federation.yaml", "federation.yaml",
+	global := s.prometheus("the global one", s.example("federation.yaml", "federation.yaml", "alertmanager.example.com:9093", quiet,
 		"prometheus.eu-1.example.com:9090", cluster[0], "prometheus.us-1.example.com:9090", cluster[1]), s.data("global"))
+	var ruleFiles []string
+	for _, path := range []string{alertRules, fleetRules, globalRules} {
+		ruleFiles = append(ruleFiles, filepath.Join(s.dir, filepath.Base(path)))
+	}
 	central := s.prometheus("the central one",
-		s.write("central.yaml", "global: {evaluation_interval: "+every+"}\nrule_files: ["+s.dir+"/rules.yaml, "+s.dir+"/fleet-rules.yaml]\n"),
-		s.data("central"), "--web.enable-remote-write-receiver")
-	s.prometheus("the agent", s.example("remote-write.yaml", "remote-write.yaml",
-		"https://mimir.example.com/api/v1/push", "http://"+central+"/api/v1/write"),
-		"--enable-feature=agent", "--storage.agent.path="+filepath.Join(s.dir, "agent"))
+		s.write("central.yaml", "global: {evaluation_interval: "+every+"}\nrule_files: ["+strings.Join(ruleFiles, ", ")+"]\n"),
+		s.data("central"), "--web.enable-remote-write-receiver", "--enable-feature=native-histograms")
+	for i := range 2 {
+		name := strconv.Itoa(i)
+		config := s.example("remote-write.yaml", "remote-write-"+name+".yaml", "https://mimir.example.com/api/v1/push", "http://"+central+"/api/v1/write",
+			`"0"`, strconv.Quote(name), "eu-1-0", "eu-1-"+name, limit, ours+limit, "name: fleet", fmt.Sprintf("name: fleet\n    send_native_histograms: %t", native[i] != nil))
+		s.prometheus("agent "+name, config, append(native[i], "--enable-feature=agent", "--storage.agent.path="+filepath.Join(s.dir, "agent-"+name))...)
+	}
 
 	// Each node is one shard's.
 	for i, c := range cluster {
@@ -453,7 +637,6 @@ func TestFleet(t *testing.T) {
 		s.answers(c, `up{job="sockq"}`, "instance", want)
 	}
 
-	works := scenario.NewStage(t, scenario.IPv4)
 	l := works.Listen(16)
 	for range 3 {
 		client := works.Connect(l.Addr())
@@ -461,7 +644,6 @@ func TestFleet(t *testing.T) {
 		client.Close()
 		server.Close()
 	}
-	refuses := scenario.NewStage(t, scenario.IPv4)
 	full := refuses.Listen(2)
 	where := fmt.Sprintf(`netns="%d", address=%q`, refuses.NS.Inode(), full.Addr())
 	s.answers(cluster[0], `count(sockq_listener_socket_drops_total{`+where+`})`, "", map[string]float64{"": 2})
@@ -481,21 +663,25 @@ func TestFleet(t *testing.T) {
 	s.answers(global, `count by (instance) (sockq:listener_overflow:ratio_rate5m{`+where+`})`, "instance", all)
 	s.answers(global, `count by (instance) (sockq:node_kernel:count{cluster="eu-1", job="sockq"})`, "instance", all)
 	s.answers(global, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 4})
-	s.answers(global, `sum by (cluster) (sockq:cluster_listeners_refusing:sum) >= bool 4`, "cluster", map[string]float64{"eu-1": 1})
+	s.answers(global, `sum by (cluster) (sockq:cluster_listeners:sum)`, "cluster", map[string]float64{"eu-1": 8})
+	s.answers(global, `sum by (cluster) (sockq:cluster_listeners_refusing:sum)`, "cluster", map[string]float64{"eu-1": 4})
 	s.answers(global, `count({__name__=~"sockq_.+"})`, "", map[string]float64{}) // nothing else comes
 
-	// The central one's rules see what those of the shard do, of fewer series.
-	wantCentral := make(map[string]float64)
-	for _, node := range shards[0] {
-		wantCentral[node] = 1
+	// The central one's rules see the same, of fewer series.
+	s.answers(central, `ALERTS{alertname="SockqAcceptQueueOverflow", alertstate="firing", severity="critical", `+where+`}`, "instance", all)
+	s.answers(central, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 4})
+	s.answers(central, `sum by (cluster) (sockq:cluster_listeners_refusing:sum)`, "cluster", map[string]float64{"eu-1": 4})
+	s.answers(central, `count by (shard) (up{job="sockq"})`, "shard", map[string]float64{"eu-1-0": 2, "eu-1-1": 2})
+	s.answers(central, `count({__name__=~"sockq_tcp_state_seconds.*|go_.+|sockq_sysctl", name!~"somaxconn|tcp_.*(backlog|cookies|buckets)"})`, "", map[string]float64{})
+	for _, address := range []string{global, central} {
+		s.answers(address, `count(ALERTS{alertname=~"SockqFederationDown|SockqShardSilent"})`, "", map[string]float64{})
 	}
-	s.answers(central, `ALERTS{alertname="SockqAcceptQueueOverflow", alertstate="firing", severity="critical", `+where+`}`, "instance", wantCentral)
-	s.answers(central, `sum by (cluster) (sockq:cluster_nodes:count)`, "cluster", map[string]float64{"eu-1": 2})
-	s.answers(central, `count({__name__=~"sockq_tcp_state_seconds_.+|go_.+|sockq_sysctl", name!~"somaxconn|tcp_.*(backlog|cookies|buckets)"})`, "", map[string]float64{})
 
-	s.holdsTheBudget(cluster[0], shards[0][0], fmt.Sprintf(`netns="%d", address=%q`, works.NS.Inode(), l.Addr()))
+	for i, c := range cluster {
+		s.holdsTheBudget(c, shards[i][0], fmt.Sprintf(`netns="%d", address=%q`, works.NS.Inode(), l.Addr()), native[i] != nil)
+	}
 	node := shards[0][0]
-	scraped := s.value(cluster[0], fmt.Sprintf(`scrape_samples_scraped{instance=%q}`, node))
+	scraped := s.value(cluster[0], fmt.Sprintf(`scrape_samples_post_metric_relabeling{instance=%q}`, node))
 	sent := s.value(central, fmt.Sprintf(`count({job="sockq", instance=%q, __name__!~".*:.*|ALERTS.*"})`, node))
 	recorded := s.value(global, fmt.Sprintf(`count({instance=%q, __name__=~"sockq:node_.+"})`, node))
 	perCluster := s.value(global, `count({__name__=~"sockq:cluster_.+", shard="0"})`)
@@ -505,13 +691,123 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// wantsPassword: with web.yml no path is without TLS, or without the password.
-func (s *site) wantsPassword(address string) {
+// Network namespaces with none to a thousand listeners that work have as many series as the
+// budget says, in both forms of histograms.
+func TestBudgetOfANode(t *testing.T) {
+	s := newSite(t)
+	address := "127.0.0.1:" + freePorts(t, 1)[0]
+	s.sockq("--web.listen-address=" + address)
+	eventually(t, patience, "sockq is ready", func() error {
+		_, err := s.scraped(address, false)
+		return err
+	})
+	stages := make(map[int]*scenario.Stage)
+	for _, n := range []int{0, 10, 100, 1000} {
+		stages[n] = scenario.NewStage(t, scenario.IPv4)
+		for _, l := range stages[n].Listeners(n) {
+			client := stages[n].Connect(l.Addr())
+			server := l.Accept()
+			client.Close()
+			server.Close()
+		}
+	}
+	for _, native := range []bool{false, true} {
+		eventually(t, patience, fmt.Sprintf("the budget, native histograms: %t", native), func() error {
+			page, err := s.scraped(address, native)
+			if err != nil {
+				return err
+			}
+			scrape := budget.Scrape{Tier: page.tier, Native: native}
+			for n, stage := range stages {
+				netns := strconv.Itoa(int(stage.NS.Inode()))
+				if got, want := page.of[budget.Listener][netns], n*scrape.One(budget.Listener).Usual; got != want {
+					return fmt.Errorf("%d listeners have %d series, the budget %d", n, got, want)
+				}
+				// One without connections has no transitions, nor bytes of the fullest.
+				got, want := page.of[budget.Namespace][netns], scrape.One(budget.Namespace)
+				if got < want.Usual*3/4 || got > want.Most {
+					return fmt.Errorf("a namespace of %d listeners has %d series, the budget %+v", n, got, want)
+				}
+			}
+			t.Logf("tier %s, native %t: a listener has %d series, namespaces %v", page.tier, native, scrape.One(budget.Listener).Usual, slices.Sorted(maps.Values(page.of[budget.Namespace])))
+			return nil
+		})
+	}
+}
+
+// scraped is a page as Prometheus takes it: series by what they are about and by network namespace.
+type scraped struct {
+	tier catalogue.Tiers
+	of   map[budget.Thing]map[string]int
+}
+
+func (s *site) scraped(address string, native bool) (page scraped, err error) {
+	request, err := http.NewRequest(http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		return page, err
+	}
+	if native {
+		request.Header.Set("Accept", string(expfmt.NewFormat(expfmt.TypeProtoDelim)))
+	}
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return page, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return page, fmt.Errorf("%s", resp.Status)
+	}
+	page.of = map[budget.Thing]map[string]int{budget.Listener: {}, budget.Namespace: {}}
+	metrics := exposed()
+	for decoder := expfmt.NewDecoder(resp.Body, expfmt.ResponseFormat(resp.Header)); ; {
+		var family dto.MetricFamily
+		if err := decoder.Decode(&family); errors.Is(err, io.EOF) {
+			return page, nil
+		} else if err != nil {
+			return page, err
+		}
+		for _, m := range family.Metric {
+			labels := make(map[string]string)
+			for _, l := range m.Label {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if family.GetName() == catalogue.KernelInfo.Name {
+				page.tier = catalogue.Tiers(labels["tier"])
+			}
+			metric := metrics[family.GetName()]
+			if metric == nil {
+				continue
+			}
+			thing := budget.Of(metric)
+			if thing == budget.Process && labels[catalogue.LabelProcess] == "" {
+				thing = budget.Namespace // what no process has open
+			}
+			if page.of[thing] == nil {
+				continue
+			}
+			series := 1
+			if h := m.Histogram; h != nil && !native {
+				series = len(h.Bucket) + 2 // sum, count
+			}
+			page.of[thing][labels[catalogue.LabelNetns]] += series
+		}
+	}
+}
+
+// authorities are those that clients trust.
+func (s *site) authorities() *x509.CertPool {
 	s.t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(read(s.t, filepath.Join(s.dir, "ca.crt")))) {
 		s.t.Fatal("no certificate")
 	}
+	return pool
+}
+
+// wantsPassword: with web.yml no path is without TLS, or without the password.
+func (s *site) wantsPassword(address string) {
+	s.t.Helper()
+	pool := s.authorities()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	status := func(scheme, path, password string) (int, error) {
 		request, err := http.NewRequest(http.MethodGet, scheme+"://"+address+path, nil)
@@ -528,7 +824,7 @@ func (s *site) wantsPassword(address string) {
 		resp.Body.Close()
 		return resp.StatusCode, nil
 	}
-	eventually(s.t, 30*time.Second, "sockq is ready", func() error {
+	eventually(s.t, patience, "sockq is ready", func() error {
 		code, err := status("https", "/-/ready", "fakepassword")
 		if err == nil && code != http.StatusOK {
 			err = fmt.Errorf("%d", code)
@@ -544,6 +840,55 @@ func (s *site) wantsPassword(address string) {
 		if got, err := status("http", path, "fakepassword"); err == nil && got != http.StatusBadRequest {
 			s.t.Errorf("%s without TLS: %d", path, got)
 		}
+	}
+}
+
+// A client certificate can be asked for, and certificates are renewed without a restart.
+func TestClientCertificates(t *testing.T) {
+	s := newSite(t)
+	ca, stranger := newAuthority(t, s.dir), newAuthority(t, t.TempDir())
+	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, "127.0.0.1")
+	clients := map[string]string{
+		"": "", "ours": ca.issue(t, "client", pkix.Name{CommonName: "prometheus"}), "a stranger's": stranger.issue(t, "client", pkix.Name{CommonName: "prometheus"}),
+	}
+	address := "127.0.0.1:" + freePorts(t, 1)[0]
+	s.sockq("--web.listen-address="+address, "--web.config.file="+s.write("web.yml",
+		"tls_server_config: {cert_file: sockq.crt, key_file: sockq.key, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}\n"))
+	pool := s.authorities()
+	ask := func(name string) (serial string, err error) {
+		config := &tls.Config{RootCAs: pool}
+		if path := clients[name]; path != "" {
+			pair, err := tls.LoadX509KeyPair(path+".crt", path+".key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Also one that the server has not asked for.
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: config}}
+		resp, err := client.Get("https://" + address + "/-/ready")
+		if err != nil {
+			return "", err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return "", fmt.Errorf("%s", resp.Status)
+		}
+		return resp.TLS.PeerCertificates[0].SerialNumber.String(), nil
+	}
+	var first string
+	eventually(t, patience, "sockq is ready", func() (err error) {
+		first, err = ask("ours")
+		return err
+	})
+	for _, name := range []string{"", "a stranger's"} {
+		if _, err := ask(name); err == nil {
+			t.Errorf("a client with the certificate %q is let in", name)
+		}
+	}
+	ca.issue(t, "sockq", pkix.Name{CommonName: "sockq"}, "127.0.0.1")
+	if second, err := ask("ours"); err != nil || second == first {
+		t.Errorf("the certificate is still number %s, %s, %v", first, second, err)
 	}
 }
 
@@ -568,13 +913,16 @@ func fourNodes(t *testing.T) (shards [2][]string, all []string) {
 }
 
 // holdsTheBudget compares what a node has with what collectors/budget says.
-func (s *site) holdsTheBudget(address, node, worker string) {
+func (s *site) holdsTheBudget(address, node, worker string, native bool) {
 	s.t.Helper()
-	tiers, err := ask(address, fmt.Sprintf(`sockq_kernel_info{instance=%q}`, node), "tier")
-	if err != nil || len(tiers) != 1 {
-		s.t.Fatalf("%v, %v", tiers, err)
-	}
-	scrape := budget.Scrape{Tier: catalogue.Tiers(slices.Collect(maps.Keys(tiers))[0])}
+	var tiers map[string]float64
+	eventually(s.t, patience, "the tier", func() (err error) {
+		if tiers, err = ask(address, fmt.Sprintf(`sockq_kernel_info{instance=%q}`, node), "tier"); err == nil && len(tiers) != 1 {
+			err = fmt.Errorf("%v", tiers)
+		}
+		return err
+	})
+	scrape := budget.Scrape{Tier: catalogue.Tiers(slices.Collect(maps.Keys(tiers))[0]), Native: native}
 	s.answers(address, fmt.Sprintf(`count({__name__=~"sockq_listener_.+", instance=%q, %s})`, node, worker), "",
 		map[string]float64{"": float64(scrape.One(budget.Listener).Usual)})
 
@@ -590,7 +938,7 @@ func (s *site) holdsTheBudget(address, node, worker string) {
 		Namespaces: int(s.value(address, fmt.Sprintf(`count(sockq_tcp_sockets{instance=%q, state="LISTEN"})`, node))),
 		Processes:  int(s.value(address, fmt.Sprintf(`count(sockq_process_close_wait_sockets{instance=%q})`, node))),
 	}
-	scraped := s.value(address, fmt.Sprintf(`scrape_samples_scraped{instance=%q}`, node))
+	scraped := s.value(address, fmt.Sprintf(`scrape_samples_post_metric_relabeling{instance=%q}`, node))
 	want := scrape.Node(count)
 	s.t.Logf("%+v: %v series, budget %+v; of sockq itself %v, budget %d", count, scraped, want, own, budget.AgentMost)
 	if int(scraped) > want.Most || own > budget.AgentMost {

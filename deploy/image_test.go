@@ -50,8 +50,23 @@ type images struct {
 	tracefs string
 }
 
-// buildBase makes what the Dockerfile builds with, under the name that it has there, of
-// this machine's Go: no registry is asked.
+// buildTools are what images are built with.
+var buildTools = []string{"buildah:buildah", "busybox:busybox-static"}
+
+func newImages(t *testing.T) *images {
+	t.Helper()
+	dir := t.TempDir()
+	i := &images{t: t, storage: []string{"--root=" + filepath.Join(dir, "storage"), "--runroot=" + filepath.Join(dir, "run")}}
+	t.Cleanup(func() { // layers are mounts
+		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rm", "--all")...).Run()
+		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rmi", "--all", "--force")...).Run()
+		_ = exec.Command("umount", filepath.Join(dir, "storage/overlay")).Run()
+	})
+	return i
+}
+
+// buildBase makes what the Dockerfile builds with, under the name that it has there: no
+// registry is asked. Its Go is this machine's, mounted for each build.
 func (i *images) buildBase() {
 	i.t.Helper()
 	dockerfile, err := os.ReadFile("../Dockerfile")
@@ -65,25 +80,43 @@ func (i *images) buildBase() {
 	if version := strings.TrimPrefix(runtime.Version(), "go"); !strings.Contains(string(name[1]), ":"+version+"-") {
 		i.t.Errorf("the Dockerfile builds with %s, the tests with Go %s", name[1], version)
 	}
+	i.buildBusybox(string(name[1]), "--env=PATH=/usr/local/go/bin:/bin", "--env=GOPATH=/go", "--env=GOCACHE=/cache")
+}
+
+// buildBusybox makes an image of busybox alone.
+func (i *images) buildBusybox(tag string, config ...string) {
+	i.t.Helper()
 	container := strings.TrimSpace(i.buildah("from", "scratch"))
 	root := strings.TrimSpace(i.buildah("mount", container))
-	goroot := strings.TrimSpace(tool(i.t, "go", "env", "GOROOT"))
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	for _, dir := range []string{"usr/local", "bin", "tmp", "root", "go"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+	for _, dir := range []string{"bin", "tmp"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
 			i.t.Fatal(err)
 		}
 	}
-	tool(i.t, "cp", "-a", goroot, filepath.Join(root, "usr/local/go"))
 	tool(i.t, "cp", busybox, filepath.Join(root, "bin/busybox"))
 	if err := os.Symlink("busybox", filepath.Join(root, "bin/sh")); err != nil {
 		i.t.Fatal(err)
 	}
-	i.buildah("config", "--env=PATH=/usr/local/go/bin:/bin", "--env=GOPATH=/go", container)
-	i.buildah("commit", "--quiet", "--rm", container, string(name[1]))
+	i.buildah(append(append([]string{"config"}, config...), container)...)
+	i.buildah("commit", "--quiet", "--rm", container, tag)
+}
+
+// buildCache lets a build know what this machine has compiled before.
+func (i *images) buildCache() (flag string) {
+	i.t.Helper()
+	return "--volume=" + strings.TrimSpace(tool(i.t, "go", "env", "GOCACHE")) + ":/cache"
+}
+
+// archive writes an image to a file, for another storage to take in.
+func (i *images) archive(tag, name string) (path string) {
+	i.t.Helper()
+	path = filepath.Join(i.t.TempDir(), "image.tar")
+	i.buildah("push", "--quiet", tag, "docker-archive:"+path+":"+name)
+	return path
 }
 
 func (i *images) buildah(args ...string) string {
@@ -99,6 +132,7 @@ func (i *images) build(tag, arch string, flags ...string) (binary []byte) {
 	i.buildah(slices.Concat([]string{"build-using-dockerfile", "--quiet", "--isolation=chroot", "--pull-never", "--no-cache", "--timestamp=1700000000",
 		"--platform=linux/" + arch, "--build-arg=BUILDPLATFORM=linux/" + runtime.GOARCH,
 		"--build-arg=VERSION=v1.2.3", "--build-arg=REVISION=0123456789abcdef", "--build-arg=CREATED=2023-11-14T22:13:20Z",
+		"--volume=" + strings.TrimSpace(tool(i.t, "go", "env", "GOROOT")) + ":/usr/local/go",
 		"--volume=" + strings.TrimSpace(tool(i.t, "go", "env", "GOMODCACHE")) + ":/go/pkg/mod",
 		"--tag=localhost/sockq:" + tag}, flags, []string{source})...)
 	container := strings.TrimSpace(i.buildah("from", "--pull-never", "localhost/sockq:"+tag))
@@ -112,11 +146,14 @@ func (i *images) build(tag, arch string, flags ...string) (binary []byte) {
 	}); err != nil {
 		i.t.Fatal(err)
 	}
-	if want := []string{"/usr/bin/sockq", "/usr/share/doc/sockq/LICENSE"}; !slices.Equal(files, want) {
+	if want := []string{"/usr/bin/sockq", "/usr/share/doc/sockq/LICENSE", "/usr/share/doc/sockq/third-party-licenses"}; !slices.Equal(files, want) {
 		i.t.Errorf("the image has %q, want %q", files, want)
 	}
 	if owner := tool(i.t, "stat", "-c", "%u:%g %a", filepath.Join(root, "usr/bin/sockq")); owner != "65534:65534 555\n" {
 		i.t.Errorf("the binary is %q", owner)
+	}
+	if licenses := read(i.t, filepath.Join(root, "usr/share/doc/sockq/third-party-licenses")); !strings.Contains(licenses, "==== github.com/cilium/ebpf ") {
+		i.t.Errorf("the licenses of others are %.100q", licenses)
 	}
 	binary, err := os.ReadFile(filepath.Join(root, "usr/bin/sockq"))
 	if err != nil {
@@ -156,7 +193,7 @@ func (i *images) check(t *testing.T, arch string, binary []byte) {
 	if image.Size > maxImage || image.Architecture != arch || image.Config.User != "0:0" {
 		t.Errorf("%s: %+v", arch, image)
 	}
-	for label, want := range map[string]string{"version": "v1.2.3", "revision": "0123456789abcdef", "title": "sockq"} {
+	for label, want := range map[string]string{"version": "v1.2.3", "revision": "0123456789abcdef", "created": "2023-11-14T22:13:20Z", "title": "sockq", "source": "https://github.com/sockq/sockq"} {
 		if got := image.Config.Labels["org.opencontainers.image."+label]; got != want {
 			t.Errorf("%s: label %s is %q, want %q", arch, label, got, want)
 		}
@@ -187,11 +224,24 @@ func (i *images) run(t *testing.T, capabilities []string, flags ...string) *cont
 	c := &contained{t: t, name: "sockq-test-" + address[len("127.0.0.1:"):], url: "http://" + address,
 		args: append(slices.Clone(i.storage), "--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=none")}
 	args := append(slices.Clone(c.args), "run", "--detach", "--name="+c.name, "--log-driver=k8s-file",
-		"--pid=host", "--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges",
-		"--security-opt=seccomp="+profile, "--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000",
-		"--volume=/run/netns:/run/netns:ro,rslave")
+		"--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+		"--security-opt=seccomp="+profile, "--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000")
+	if !slices.Contains(flags, "no names") {
+		if err := os.MkdirAll("/run/netns", 0o755); err != nil { // Docker makes what it mounts, podman does not
+			t.Fatal(err)
+		}
+		args = append(args, "--volume=/run/netns:/run/netns:ro,rslave")
+	}
 	for _, c := range capabilities {
 		args = append(args, "--cap-add="+c)
+	}
+	if !slices.Contains(flags, "no PIDs") {
+		args = append(args, "--pid=host")
+	}
+	for _, flag := range flags {
+		if socket, ok := strings.CutPrefix(flag, "socket "); ok {
+			args = append(args, "--volume="+socket+":/run/containerd/containerd.sock")
+		}
 	}
 	if !slices.Contains(flags, "no tracefs") {
 		args = append(args, "--volume="+i.tracefs+":/sys/kernel/tracing:ro")
@@ -299,17 +349,13 @@ func (c *contained) reason(probe string) string {
 // README says it is right in every scenario, and what each right that is missing costs
 // is what the README says, and named.
 func TestImage(t *testing.T) {
-	requested(t, "image", "buildah:buildah", "podman:podman", "runc:runc", "busybox:busybox-static")
-	dir := t.TempDir()
-	i := &images{t: t, storage: []string{"--root=" + filepath.Join(dir, "storage"), "--runroot=" + filepath.Join(dir, "run")}, tracefs: aTracefs(t)}
-	t.Cleanup(func() { // layers are mounts
-		_ = exec.Command("podman", append(slices.Clone(i.storage), "rm", "--all", "--force")...).Run()
-		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rm", "--all")...).Run()
-		_ = exec.Command("buildah", append(slices.Clone(i.storage), "rmi", "--all", "--force")...).Run()
-		_ = exec.Command("umount", filepath.Join(dir, "storage/overlay")).Run()
-	})
+	emulator := "qemu-" + map[string]string{"amd64": "aarch64", "arm64": "x86_64"}[runtime.GOARCH] + "-static"
+	requested(t, "image", append(buildTools, "podman:podman", "runc:runc", "ip:iproute2", emulator+":qemu-user-static")...)
+	i := newImages(t)
+	i.tracefs = aTracefs(t)
+	t.Cleanup(func() { _ = exec.Command("podman", append(slices.Clone(i.storage), "rm", "--all", "--force")...).Run() })
 	i.buildBase()
-	known := "--volume=" + strings.TrimSpace(tool(t, "go", "env", "GOCACHE")) + ":/root/.cache/go-build"
+	known := i.buildCache()
 	first := i.build(runtime.GOARCH, runtime.GOARCH, known)
 	i.check(t, runtime.GOARCH, first)
 	t.Run("two builds", func(t *testing.T) {
@@ -320,7 +366,16 @@ func TestImage(t *testing.T) {
 	})
 	t.Run("the other architecture", func(t *testing.T) {
 		arch := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
-		i.check(t, arch, i.build(arch, arch, known))
+		binary := i.build(arch, arch, known)
+		i.check(t, arch, binary)
+		path := filepath.Join(t.TempDir(), "sockq")
+		if err := os.WriteFile(path, binary, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if said := tool(t, emulator, path, "--version"); !strings.Contains(said, "sockq, version 1.2.3 ") || !strings.Contains(said, "linux/"+arch) {
+			t.Errorf("--version says %s", said)
+		}
+		tool(t, emulator, path, "--help-man")
 	})
 
 	two := []string{"BPF", "PERFMON"}
@@ -402,8 +457,11 @@ func TestImage(t *testing.T) {
 	for name, test := range map[string]struct {
 		capabilities []string
 		flags        []string
-		blind        bool              // for other namespaces
-		audited      bool              // those without a name, too
+		blind        bool // for other namespaces
+		audited      bool // those without a name, too
+		unowned      bool
+		unnamed      bool
+		shows        map[string]string
 		reasons      map[string]string // why probes are missing
 		log          string
 	}{
@@ -418,7 +476,14 @@ func TestImage(t *testing.T) {
 		"to audit": {capabilities: four, flags: []string{"--audit.budget=1"}, audited: true},
 		"to audit, without SYS_ADMIN": {capabilities: without(four, "SYS_ADMIN"), flags: []string{"--audit.budget=1"},
 			reasons: map[string]string{"audit": "the own namespace only"}},
-		"to audit, without SYS_PTRACE": {capabilities: without(four, "SYS_PTRACE"), flags: []string{"--audit.budget=1"}},
+		"to audit, without SYS_PTRACE": {capabilities: without(four, "SYS_PTRACE"), flags: []string{"--audit.budget=1"},
+			reasons: map[string]string{"audit": "namespaces that have no name: to find them by their processes needs CAP_SYS_PTRACE"}},
+		"without the node's PIDs": {capabilities: two, flags: []string{"no PIDs"}, unowned: true,
+			reasons: map[string]string{"owners": "own PID namespace only"}},
+		"without the names of namespaces": {capabilities: two, flags: []string{"no names"}, unnamed: true},
+		"with the runtime's socket": {capabilities: two, flags: []string{"socket " + filepath.Join(runtimeSocket(t), "containerd.sock")},
+			shows: map[string]string{`sockq_probe_attached{mechanism="cri",probe="pods"`: "1"}},
+		"without the runtime's socket": {capabilities: two, reasons: map[string]string{"pods": "no container runtime that speaks CRI was found"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := i.run(t, test.capabilities, test.flags...)
@@ -427,10 +492,22 @@ func TestImage(t *testing.T) {
 			} else if missing := lacking(c.get("/metrics"), series); len(missing) != len(series) {
 				t.Errorf("of %d series only %q are missing", len(series), missing)
 			}
+			c.shows(test.shows)
 			for probe, why := range test.reasons {
-				if got := c.reason(probe); !strings.Contains(got, why) {
-					t.Errorf("%s is missing because of %q, want %q", probe, got, why)
+				c.await(fmt.Sprintf("%s to be missing because of %q", probe, why), func() bool { return strings.Contains(c.reason(probe), why) })
+			}
+			if !test.blind {
+				process := filepath.Base(os.Args[0])
+				c.await(fmt.Sprintf("sockets of %s to have an owner: %t", process, !test.unowned), func() bool {
+					return strings.Contains(c.get("/metrics"), fmt.Sprintf("process=%q", process)) != test.unowned
+				})
+				ns := c.name // made after sockq was started
+				tool(t, "ip", "netns", "add", ns)
+				defer tool(t, "ip", "netns", "delete", ns)
+				if test.unnamed {
+					ns = strings.TrimSpace(tool(t, "stat", "-c", "%i", "/run/netns/"+ns))
 				}
+				c.shows(map[string]string{fmt.Sprintf("sockq_tcp_sockets{netns=%q,state=\"ESTABLISHED\"", ns): "0"})
 			}
 			if !test.blind {
 				c.shows(audit("host"))

@@ -1,13 +1,10 @@
 package deploy_test
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -17,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,7 +29,9 @@ type cluster struct {
 	node       string // its address
 	api        string // URL of the API server
 	containerd *part
+	kubelet    *part
 	authority  authority
+	namespace  string // sockq's
 }
 
 const (
@@ -43,16 +41,18 @@ const (
 	busyboxTag = "sockq.test/busybox:1"
 )
 
-func startCluster(t *testing.T) *cluster {
+// startCluster starts one whose pods can be of these images.
+func startCluster(t *testing.T, busybox, sockq string) *cluster {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sockq") // short: paths of sockets have 108 bytes at most
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, dir: dir, node: nodeAddress(t), authority: newAuthority(t, dir)}
+	c := &cluster{t: t, dir: dir, node: nodeAddress(t), authority: newAuthority(t, dir), namespace: "sockq"}
 	t.Cleanup(c.clean)
 	c.startControlPlane()
-	c.startNode()
+	c.startNode(busybox)
+	c.importImage(sockq, imageTag, nextTag, overlayTag)
 	return c
 }
 
@@ -260,7 +260,7 @@ volumePluginDir: DIR/plugins
 syncFrequency: 5s
 `
 
-func (c *cluster) startNode() {
+func (c *cluster) startNode(busybox string) {
 	t := c.t
 	t.Helper()
 	port := freePorts(t, 1)[0]
@@ -274,8 +274,8 @@ func (c *cluster) startNode() {
 	c.containerd = c.start("containerd", "--config", c.dir+"/containerd.toml")
 	c.awaitContainerd()
 	t.Cleanup(c.removeContainers)
-	c.importImage(busyboxTag, busyboxImage(t))
-	c.start("kubelet", "--kubeconfig="+c.kubeconfig("kubelet", client), "--config="+c.write("kubelet.yaml", fill.Replace(kubeletConfig)),
+	c.importImage(busybox, busyboxTag)
+	c.kubelet = c.start("kubelet", "--kubeconfig="+c.kubeconfig("kubelet", client), "--config="+c.write("kubelet.yaml", fill.Replace(kubeletConfig)),
 		"--root-dir="+c.dir+"/kubelet", "--cert-dir="+c.dir+"/kubelet-pki", "--hostname-override="+nodeName, "--node-ip="+c.node)
 	eventually(t, time.Minute, "the node is ready", func() error {
 		_, err := c.try("wait", "--for=condition=Ready", "node/"+nodeName, "--timeout=5s")
@@ -391,56 +391,12 @@ func (a *authority) write(t *testing.T, path string, certificate *x509.Certifica
 	}
 }
 
-// image is one of a single layer.
-type image struct {
-	files      map[string][]byte
-	entrypoint string // JSON
-}
-
-// sockqImage is as the Dockerfile makes it.
-func sockqImage(t *testing.T) image {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "sockq")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "./agent")
-	cmd.Dir, cmd.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return image{map[string][]byte{"usr/bin/sockq": []byte(read(t, binary))}, `["/usr/bin/sockq"]`}
-}
-
-func busyboxImage(t *testing.T) image {
-	t.Helper()
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return image{map[string][]byte{"bin/busybox": []byte(read(t, path))}, `["/bin/busybox","sleep","1000000"]`}
-}
-
-// importImage gives an image to containerd, as no registry could here.
-func (c *cluster) importImage(name string, i image) {
+// importImage gives an image to containerd, as no registry could here. Its last names are
+// further ones.
+func (c *cluster) importImage(archive, name string, names ...string) {
 	c.t.Helper()
-	archive := func(files map[string][]byte) []byte {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		for name, data := range files {
-			if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(data))}); err != nil {
-				c.t.Fatal(err)
-			}
-			if _, err := w.Write(data); err != nil {
-				c.t.Fatal(err)
-			}
-		}
-		if err := w.Close(); err != nil {
-			c.t.Fatal(err)
-		}
-		return b.Bytes()
+	mustRun(c.t, nil, "ctr", "--namespace", "k8s.io", "images", "import", archive)
+	for _, other := range names {
+		mustRun(c.t, nil, "ctr", "--namespace", "k8s.io", "images", "tag", name, other)
 	}
-	layer := archive(i.files)
-	config := fmt.Sprintf(`{"architecture":%q,"os":"linux","config":{"Entrypoint":%s},"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
-		runtime.GOARCH, i.entrypoint, sha256.Sum256(layer))
-	manifest := fmt.Sprintf(`[{"Config":"config.json","RepoTags":[%q],"Layers":["layer.tar"]}]`, name)
-	tarball := archive(map[string][]byte{"manifest.json": []byte(manifest), "config.json": []byte(config), "layer.tar": layer})
-	mustRun(c.t, tarball, "ctr", "--namespace", "k8s.io", "images", "import", "-")
 }

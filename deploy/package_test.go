@@ -2,10 +2,12 @@ package deploy_test
 
 import (
 	"context"
+	"crypto/x509/pkix"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -83,7 +85,7 @@ func lacking(metrics string, series map[string]string) (missing []string) {
 // container on this machine's kernel), where the unit runs as it is shipped, and
 // removes it without a trace.
 func TestPackage(t *testing.T) {
-	requested(t, "package", "mmdebstrap:mmdebstrap", "systemd-nspawn:systemd-container")
+	requested(t, "package", "mmdebstrap:mmdebstrap", "systemd-nspawn:systemd-container", "lintian:lintian")
 	debs := make([]string, 2)
 	for i := range debs {
 		dir := t.TempDir()
@@ -91,6 +93,11 @@ func TestPackage(t *testing.T) {
 		found, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 		if err != nil || len(found) != 1 {
 			t.Fatalf("%v is there: %v", found, err)
+		}
+		if i == 0 {
+			if said := tool(t, "lintian", "--allow-root", "--fail-on=error,warning", found[0]); said != "" {
+				t.Errorf("lintian says %s", said)
+			}
 		}
 		text, err := os.ReadFile(found[0])
 		if err != nil {
@@ -103,14 +110,21 @@ func TestPackage(t *testing.T) {
 	}
 
 	root := filepath.Join(t.TempDir(), "debian")
-	tool(t, "mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,curl,bash-completion", "bookworm", root)
+	tool(t, "mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,curl,iproute2,man-db,bash-completion,zsh", "bookworm", root)
 	script, err := os.ReadFile("testdata/package.sh")
 	if err != nil {
+		t.Fatal(err)
+	}
+	certificates := t.TempDir()
+	authority := newAuthority(t, certificates)
+	authority.issue(t, "tls", pkix.Name{CommonName: "sockq"}, "127.0.0.1")
+	if err := os.CopyFS(filepath.Join(root, "root/tls"), os.DirFS(certificates)); err != nil {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
 		"root/sockq.deb":                   debs[0],
 		"root/package.sh":                  string(script),
+		"root/tls/web.yml":                 "tls_server_config: {cert_file: tls.crt, key_file: tls.key}\n",
 		"etc/systemd/system/check.service": "[Service]\nType=idle\nExecStart=/bin/bash /root/package.sh\n",
 		"etc/systemd/system/multi-user.target.wants/check.service": "",
 	} {
@@ -131,7 +145,7 @@ func TestPackage(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer stop()
 	boot := exec.CommandContext(ctx, "systemd-nspawn", "--directory="+root, "--boot", "--quiet", "--register=no", "--keep-unit", "--console=pipe",
-		"--private-network", "--capability=CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf perf_event_open")
+		"--private-network", "--bind="+runtimeSocket(t)+":/run/containerd", "--capability=CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf perf_event_open")
 	out, err := boot.CombinedOutput()
 	log, _ := os.ReadFile(filepath.Join(root, "root/log"))
 	defer func() {
@@ -147,10 +161,13 @@ func TestPackage(t *testing.T) {
 		return string(text)
 	}
 	for name, want := range map[string]string{
-		"enabled": "enabled\n", "active": "active\n", "completed": "--max-processes\n",
+		"enabled": "enabled\n", "active": "active\n", "named": `sockq_tcp_sockets{netns="late",state="ESTABLISHED"} 0` + "\n",
+		"completed": "--max-processes\n", "completed-by-zsh": "--max-processes\n", "man": "1\n", "man-warnings": "",
 		"restarts": "0\n", "active-again": "active\n", "active-after-kill": "active\n", "active-after-upgrade": "active\n",
-		"default-after-upgrade": "ARGS=\"--census.interval=1s\"\n",
-		"active-after-remove":   "inactive\n", "installed-after": "", "user-after": "",
+		"default-after-upgrade": "ARGS=\"--census.interval=1s\"\n", "restarted-by-upgrade": "restarted\n", "enabled-after-disable": "disabled\n",
+		"pods":                `sockq_probe_attached{mechanism="cri",probe="pods"} 1` + "\n",
+		"active-after-remove": "inactive\n", "default-after-remove": "ARGS=\"--census.interval=1s \"\n",
+		"installed-after": "", "user-after": "", "left-after": "",
 	} {
 		if got := found(name); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
@@ -171,8 +188,21 @@ func TestPackage(t *testing.T) {
 	if kept := "CapEff:\t0000000000280000\n"; !strings.Contains(found("status-audited"), kept) {
 		t.Errorf("with the drop-in the process does not have %q: %s", kept, found("status-audited"))
 	}
-	if uid := found("status"); strings.Contains(uid, "Uid:\t0\t") {
-		t.Error("it runs as root")
+	for name, root := range map[string]bool{"status": false, "status-audited": false, "status-pods": true, "status-low-port": false, "status-tls": false} {
+		if strings.Contains(found(name), "Uid:\t0\t") != root {
+			t.Errorf("%s: it runs as root: %t", name, !root)
+		}
+		if name != "status-audited" && !strings.Contains(found(name), "CapPrm:\t0000000000000000\n") {
+			t.Errorf("%s: it has capabilities: %s", name, found(name))
+		}
+	}
+	if said := found("pods-before"); !strings.Contains(said, "permission denied") {
+		t.Errorf("a user without rights shows of pods %q", said)
+	}
+	for _, name := range []string{"low-port", "tls"} {
+		if n, err := strconv.Atoi(strings.TrimSpace(found(name))); err != nil || n == 0 {
+			t.Errorf("%s: %q series are there", name, found(name))
+		}
 	}
 	for _, probe := range []string{`mechanism="bpf_walk",probe="sockets"`, `mechanism="iter",probe="owners"`, `mechanism="tp_btf",probe="transitions"`} {
 		series["sockq_probe_attached{"+probe] = "1"

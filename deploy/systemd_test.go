@@ -62,6 +62,15 @@ func unitRoot(t *testing.T, dropIns ...string) string {
 	return root
 }
 
+func dropIns(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("systemd/*.conf")
+	if err != nil || len(files) < 4 {
+		t.Fatalf("the drop-ins are %q (%v)", files, err)
+	}
+	return files
+}
+
 // systemd knows all of the unit, and finds it as narrow as the documentation says.
 func TestUnit(t *testing.T) {
 	exposure := regexp.MustCompile(`Overall exposure level for sockq\.service: ([0-9.]+)`)
@@ -70,7 +79,11 @@ func TestUnit(t *testing.T) {
 		most    float64
 	}{
 		"as it is":            {nil, 3},
-		"with all namespaces": {[]string{"systemd/all-namespaces.conf"}, 4},
+		"with all namespaces": {[]string{"systemd/all-namespaces.conf"}, 3},
+		"with a low port":     {[]string{"systemd/low-port.conf"}, 3},
+		"with pods":           {[]string{"systemd/pods.conf"}, 3},
+		"with TLS":            {[]string{"systemd/tls.conf"}, 3},
+		"with all there is":   {dropIns(t), 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := unitRoot(t, test.dropIns...)
@@ -95,6 +108,7 @@ func TestRightsOfTheUnit(t *testing.T) {
 	for file, want := range map[string]string{
 		unit:                          "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
 		"systemd/all-namespaces.conf": "CAP_SYS_ADMIN CAP_SYS_PTRACE",
+		"systemd/low-port.conf":       "CAP_NET_BIND_SERVICE",
 	} {
 		for _, key := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
 			if got := directives(t, file, key); !slices.Equal(got, []string{want}) {

@@ -36,16 +36,21 @@ type auditor struct {
 	find   func() (map[uint32]string, error)
 	bound  bool // sock_diag lists bound sockets (6.8+)
 	own    uint32
+	traces bool // CAP_SYS_PTRACE: every process shows its namespace
 
 	credit  time.Duration
 	last    time.Time
 	audited map[uint32]time.Time // by inode of the namespace
+	// Inodes of what the walk counted before and after the last find, and what that found.
+	before, after map[uint32]bool
+	found         map[uint32]string
 
 	mu          sync.Mutex
 	checks      uint64
 	skipped     uint64
 	differences map[uint32]result // by inode of the namespace
 	denied      error             // why no other namespace can be entered
+	unfound     int               // namespaces with sockets to which nothing leads
 }
 
 // result is of a namespace that is known by its cookie, since its inode number
@@ -65,12 +70,26 @@ func newAuditor(budget float64, count func(context.Context) (*census.Sockets, er
 	if !errors.Is(denied, unix.EPERM) {
 		denied = nil
 	}
+	traces, err := mayTrace()
+	if err != nil {
+		return nil, err
+	}
 	return &auditor{
 		denied: denied,
-		budget: budget, count: count, find: find, bound: bound, own: own,
+		budget: budget, count: count, find: find, bound: bound, own: own, traces: traces,
 		credit: time.Duration(budget * float64(auditSaving)), differences: make(map[uint32]result),
 		audited: make(map[uint32]time.Time),
 	}, nil
+}
+
+// mayTrace tells whether this process has CAP_SYS_PTRACE.
+func mayTrace() (bool, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, fmt.Errorf("read capabilities: %w", err)
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_PTRACE) != 0, nil
 }
 
 // round audits one namespace after the other for as long as the budget lasts,
@@ -113,13 +132,14 @@ func (a *auditor) paths() (map[uint32]string, error) {
 	start := threadTime()
 	defer func() { a.credit -= threadTime() - start }()
 	paths := map[uint32]string{}
-	if a.reason() == nil {
+	if a.mayEnter() {
 		var err error
 		if paths, err = a.find(); err != nil {
 			return nil, fmt.Errorf("find network namespaces: %w", err)
 		}
 	}
 	paths[a.own] = ""
+	a.before, a.found = a.after, paths
 	a.keep(paths)
 	return paths, nil
 }
@@ -209,6 +229,7 @@ func (a *auditor) check(ctx context.Context, inode uint32, client *sockdiag.Clie
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.compare(sockets)
 	if before != after {
 		a.skipped++
 		return nil
@@ -216,6 +237,17 @@ func (a *auditor) check(ctx context.Context, inode uint32, client *sockdiag.Clie
 	a.checks++
 	a.differences[inode] = result{ours.Cookie, difference(ours.States, after.states, a.bound && sockets.BoundKnown)}
 	return nil
+}
+
+// compare counts the namespaces that were there all the time, and not found.
+func (a *auditor) compare(sockets *census.Sockets) {
+	a.after, a.unfound = make(map[uint32]bool, len(sockets.Namespaces)), 0
+	for _, n := range sockets.Namespaces {
+		a.after[n.Inode] = true
+		if _, ok := a.found[n.Inode]; !ok && a.before[n.Inode] {
+			a.unfound++
+		}
+	}
 }
 
 // difference is the sum of the distances over all states.
@@ -241,11 +273,25 @@ func (a *auditor) keep(paths map[uint32]string) {
 	}
 }
 
-// reason says why only the own namespace is audited, nil if all are.
-func (a *auditor) reason() error {
+func (a *auditor) mayEnter() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.denied
+	return a.denied == nil
+}
+
+// lacks says which namespaces are not audited, and why; "" if all are.
+func (a *auditor) lacks() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.denied != nil:
+		return "the own namespace only: " + a.denied.Error()
+	case a.unfound == 0:
+		return ""
+	case a.traces:
+		return fmt.Sprintf("without %d namespaces that have neither a name nor a process", a.unfound)
+	}
+	return fmt.Sprintf("without %d namespaces that have no name: to find them by their processes needs CAP_SYS_PTRACE", a.unfound)
 }
 
 // report adds the audit's results to a Snapshot.

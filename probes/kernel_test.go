@@ -62,7 +62,7 @@ func told(name string) bool {
 		return hooked() && r.here()
 	case tracker.StoryIgnoredACKs, "audit": // part of the refusals, and of these at least
 		return hooked() || r.here()
-	case tracker.StoryConnections, tracker.StoryAccepts, tracker.StoryUnroutable:
+	case tracker.StoryConnections, tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable:
 		return tier() == tracker.TierA && scenario.KernelAtLeast(5, 12) || r.here()
 	}
 	return r.here()

@@ -62,6 +62,24 @@ func TestNeeds(t *testing.T) {
 			t.Errorf("audit: %v", err)
 		}
 	}
+	if !scenario.KernelAtLeast(5, 19) { // and no less
+		none := all
+		none[0].Effective, none[1].Effective = 0, 0
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			t.Fatal(err)
+		}
+		p.owners.next = time.Time{}
+		if err := p.readOwners(t.Context()); !errors.Is(err, unix.EPERM) {
+			t.Errorf("maps are read without CAP_BPF: %v", err)
+		}
+		if err := unix.Capset(&header, &less[0]); err != nil {
+			t.Fatal(err)
+		}
+		p.owners.next = time.Time{}
+		if err := p.readOwners(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
 	snapshot, err := p.Snapshot()
 	if err != nil {
 		t.Fatal(err)

@@ -344,11 +344,21 @@ func (p *Probes) openOwners() error {
 	default:
 		p.owners.holders, err = census.OpenHolders()
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		found.Mechanism, found.Reason = "procfs", "of listeners only: "+err.Error()
+	case !firstPIDs():
+		found.Reason = "of processes in sockq's own PID namespace only: in a container, give it the node's (hostPID)"
 	}
 	p.fixed = append(p.fixed, found, Probe{Name: probePods})
 	return nil
+}
+
+// firstPIDs tells whether this process sees those of all processes: the inode of the
+// kernel's first PID namespace is the same everywhere (PROC_PID_INIT_INO).
+func firstPIDs() bool {
+	link, err := os.Readlink("/proc/self/ns/pid")
+	return err != nil || link == "pid:[4026531836]"
 }
 
 // readOwners looks whose the sockets are.

@@ -147,7 +147,7 @@ func Open(opts Options) (_ *Probes, err error) {
 	p.names = netns.NewNames(opts.ProcFS, opts.NetnsPath)
 	// The tracker first, so that what changes between the two is not missed.
 	untracked := p.openTracker()
-	if err := p.openSource(); err != nil {
+	if err := p.openSource(untracked); err != nil {
 		return nil, err
 	}
 	if untracked != nil && p.walk != nil { // else it was said
@@ -224,7 +224,8 @@ func (p *Probes) openTracker() error {
 	return nil
 }
 
-func (p *Probes) openSource() error {
+// openSource has the reason why nothing is tracked, nil if events are.
+func (p *Probes) openSource(untracked error) error {
 	var refused error
 	if p.opts.Mechanism != census.MechanismSockDiag {
 		walk, err := census.OpenWalk(p.opts.ProcFS)
@@ -245,8 +246,9 @@ func (p *Probes) openSource() error {
 		}
 		refused = err
 		without := "SYN queues"
-		if p.tracked == nil {
+		if untracked != nil {
 			without = "events and SYN queues"
+			err = errors.Join(untracked, err) // which may be an old kernel
 		}
 		p.log.Warn("BPF cannot be used: sock_diag only, without "+without+" and at a higher cost", "reason", err)
 	}
@@ -664,9 +666,7 @@ func (p *Probes) probes() []Probe {
 	for i := range probes {
 		probe := &probes[i]
 		if probe.Name == "audit" && p.auditor != nil {
-			if err := p.auditor.reason(); err != nil {
-				probe.Reason = "the own namespace only: " + err.Error()
-			}
+			probe.Reason = p.auditor.lacks()
 		}
 		if probe.Name == probePods && p.owners != nil {
 			p.owners.describePods(probe)

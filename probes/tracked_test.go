@@ -116,7 +116,7 @@ func TestWhatIsNotTrackedIsNamed(t *testing.T) {
 			continue
 		}
 		connections := map[bool]uint64{true: 1}[told(tracker.StoryConnections)]
-		if x.AcceptsKnown != inside || x.AcceptWaitKnown != inside || x.BacklogRequestedKnown ||
+		if x.AcceptsKnown != inside || x.AcceptWaitKnown != inside || x.BacklogRequestedKnown != inside ||
 			x.ConnectionsKnown != told(tracker.StoryConnections) || x.Connections != connections {
 			t.Errorf("listener is %+v", x)
 		}
@@ -136,7 +136,7 @@ func TestWhatIsNotTrackedIsNamed(t *testing.T) {
 		if probe := s.Probes[i]; slices.Contains(beyondTracepoints, name) && !probe.Attached && probe.Mechanism == "none" && probe.Reason != "" {
 			continue
 		}
-		if slices.Contains([]string{tracker.StoryAccepts, tracker.StoryUnroutable}, name) && inside && s.Probes[i].Attached {
+		if slices.Contains([]string{tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable}, name) && inside && s.Probes[i].Attached {
 			continue
 		}
 		off := slices.Contains([]string{tracker.StoryAccepts, tracker.StoryBacklog, tracker.StoryUnroutable, tracker.StoryStateSeconds}, name)

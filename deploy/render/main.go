@@ -40,8 +40,9 @@ var manifests = map[string]string{
 
 // copies are where the chart has what it takes from elsewhere.
 var copies = map[string]string{
-	"alerts/rules.yaml":         chart + "/files",
-	"dashboards/grafana/*.json": chart + "/files/dashboards",
+	"alerts/rules.yaml":                  chart + "/files",
+	"deploy/prometheus/fleet-rules.yaml": chart + "/files",
+	"dashboards/grafana/*.json":          chart + "/files/dashboards",
 }
 
 // turnedOn are values beyond the defaults: what of it belongs to no base is a

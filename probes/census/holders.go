@@ -108,10 +108,11 @@ func OpenHolders() (_ *Holders, err error) {
 		}
 	}()
 	// Before 5.11 maps count against what a process may lock in memory.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
-	}
+	locked := rlimit.RemoveMemlock()
 	if err := loadHoldersObjects(&h.objects, nil); err != nil {
+		if locked != nil && errors.Is(err, unix.EPERM) && len(missingCapabilities()) == 0 {
+			return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", locked)
+		}
 		return nil, Explain("load the iterator over open files (Linux 5.10+)", err)
 	}
 	if h.link, err = link.AttachIter(link.IterOptions{Program: h.objects.ReadFile}); err != nil {

@@ -19,7 +19,7 @@ type guest struct {
 	boot
 	tier     string // that the tests use at most
 	tests    []string
-	flags    []string          // for each test binary
+	flags    func(room string) []string
 	binaries map[string]string // files of this machine by their names in the guest
 	limit    time.Duration
 	initrd   string
@@ -38,11 +38,14 @@ func (g *guest) play(ctx context.Context) (r result) {
 	for _, name := range g.modules {
 		files[filepath.Join("modules", name)] = g.file(name)
 	}
-	if r.err = writeInitramfs(g.initrd, files, map[string]string{
+	texts := map[string]string{
 		"modules.list": strings.Join(g.modules, "\n"),
 		"tests.list":   strings.Join(g.tests, "\n"),
-		"flags.list":   strings.Join(g.flags, "\n"),
-	}); r.err != nil {
+	}
+	for _, test := range g.tests {
+		texts[filepath.Join("tests", test, "flags.list")] = strings.Join(g.flags(test), "\n")
+	}
+	if r.err = writeInitramfs(g.initrd, files, texts); r.err != nil {
 		return r
 	}
 	defer os.Remove(g.initrd)

@@ -286,6 +286,21 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+// Of the agent only what is for guests is run, unless something else was asked for.
+func TestFlags(t *testing.T) {
+	for want, o := range map[string]options{
+		"-test.count=2 -test.run=OfThisKernel$": {count: 2},
+		"-test.count=1 -test.run=Other":         {count: 1, run: "Other"},
+	} {
+		if got := strings.Join(o.flags(agent), " "); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := strings.Join((&options{count: 1}).flags("tracker"), " "); got != "-test.count=1" {
+		t.Errorf("the tracker gets %q", got)
+	}
+}
+
 func TestDependency(t *testing.T) {
 	for line, want := range map[string]string{
 		"Depends: linux-image-6.1.0-50-cloud-amd64 (= 6.1.176-1)":                                "linux-image-6.1.0-50-cloud-amd64",

@@ -50,8 +50,23 @@ func main() {
 	}
 }
 
-// rooms are the packages below probes whose tests run in the guests.
-var rooms = []string{"sockdiag", "netns", "scenario", "census", "tracker", "probes"}
+// rooms are the packages whose tests run in the guests.
+var rooms = []string{"sockdiag", "netns", "scenario", "census", "tracker", "probes", agent}
+
+// agent is the room whose tests start what is shipped. Most of them need sources and
+// Go, which a guest does not have: these do not.
+const (
+	agent      = "agent"
+	agentTests = "OfThisKernel$"
+)
+
+// folder is where a room's package is.
+func folder(room string) string {
+	if room == "probes" || room == agent {
+		return "./" + room
+	}
+	return "./probes/" + room
+}
 
 type options struct {
 	only, tests, run, tier string
@@ -110,10 +125,7 @@ func (o *options) test(ctx context.Context) (bool, error) {
 				boot: b, tier: o.tier, tests: tests, binaries: binaries[b.machine.arch], limit: o.limit,
 				initrd: filepath.Join(work, b.name()+".initrd"), log: filepath.Join(logs, b.name()),
 			}
-			g.flags = []string{fmt.Sprintf("-test.count=%d", o.count)}
-			if o.run != "" {
-				g.flags = append(g.flags, "-test.run="+o.run)
-			}
+			g.flags = o.flags
 			results[i] = g.play(ctx)
 			fmt.Println(results[i].line())
 		})
@@ -125,6 +137,18 @@ func (o *options) test(ctx context.Context) (bool, error) {
 	report(os.Stdout, tests, results)
 	fmt.Printf("\n%s\n", since(began))
 	return !slices.ContainsFunc(results, func(r result) bool { return !r.ok() }), nil
+}
+
+// flags are those of a room's tests.
+func (o *options) flags(room string) []string {
+	flags := []string{fmt.Sprintf("-test.count=%d", o.count)}
+	if o.run != "" {
+		return append(flags, "-test.run="+o.run)
+	}
+	if room == agent {
+		return append(flags, "-test.run="+agentTests)
+	}
+	return flags
 }
 
 // kept is how long logs are.
@@ -177,13 +201,15 @@ func build(ctx context.Context, dir, arch string, tests []string) (map[string]st
 		if !slices.Contains(rooms, name) {
 			return nil, fmt.Errorf("no tests are called %q", name)
 		}
-		pkg := "./probes"
-		if name != "probes" {
-			pkg += "/" + name
-		}
+		pkg := folder(name)
 		binary := filepath.Join(dir, name+".test")
 		files[testPath(name)] = binary
 		arguments = append(arguments, []string{"test", "-c", "-o", binary, "-ldflags=-s -w", pkg})
+		if name == agent {
+			files["tests/agent/sockq"] = filepath.Join(dir, "sockq")
+			arguments = append(arguments, []string{"build", "-o", files["tests/agent/sockq"], "-ldflags=-s -w", pkg})
+			continue
+		}
 		data, err := filepath.Glob(filepath.Join(pkg, "testdata", "*"))
 		if err != nil {
 			return nil, err

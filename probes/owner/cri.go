@@ -62,14 +62,17 @@ func (c *criSource) sockets() (paths []string) {
 	return paths
 }
 
-// try counts the sockets that may be connected to.
-func (c *criSource) try() (n int) {
+func (c *criSource) try() (n int, denied error) {
 	for _, path := range c.sockets() {
-		if unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS) == nil {
+		err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS)
+		switch {
+		case err == nil:
 			n++
+		case denied == nil:
+			denied = fmt.Errorf("ask %s: connect: %w", path, err)
 		}
 	}
-	return n
+	return n, denied
 }
 
 // read asks at each socket: beside the kubelet's runtime there may be one without

@@ -3,6 +3,7 @@ package owner
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -94,7 +95,7 @@ func serve(t *testing.T, socket string, r *fakeRuntime) {
 	go func() { done <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Stop()
-		if err := <-done; err != nil {
+		if err := <-done; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			t.Error(err)
 		}
 	})
@@ -191,6 +192,19 @@ func TestRuntimeIsFound(t *testing.T) {
 		t.Errorf("Pods() = %q, %v", source, err)
 	}
 	wantLost(t, f, "pod_reads", 0)
+}
+
+// Before anybody asks a runtime it is known that nobody will be able to.
+func TestRuntimeThatCannotBeAsked(t *testing.T) {
+	socket := filepath.Join(socketDir(t), "cri.sock")
+	f := open(t, Options{ProcFS: newFakeProc(t).dir, CRI: socket})
+	if source, err := f.Pods(); source != "cri" || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Pods() = %q, %v", source, err)
+	}
+	serve(t, socket, new(fakeRuntime))
+	if source, err := f.Pods(); source != "cri" || err != nil {
+		t.Errorf("Pods() = %q, %v", source, err)
+	}
 }
 
 // Beside the kubelet's runtime there is one without pods, one with others, one that

@@ -61,11 +61,14 @@ func newKubeletSource(opts *Options) (*kubeletSource, error) {
 }
 
 // try counts the tokens that may be read.
-func (k *kubeletSource) try() int {
-	if _, err := readToken(k.token); err != nil {
-		return 0
+func (k *kubeletSource) try() (int, error) {
+	if k.token == "" {
+		return 1, nil
 	}
-	return 1
+	if _, err := readToken(k.token); err != nil {
+		return 0, err
+	}
+	return 1, nil
 }
 
 func (k *kubeletSource) read(ctx context.Context, t *podTable) error {

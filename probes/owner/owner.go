@@ -204,7 +204,8 @@ func (f *Finder) Of(pids []uint32) Owner {
 }
 
 // Pods says who is asked for the names of pods: "kubelet", "cri", or "" for nobody.
-// The error is why the last attempt failed, or why nobody is asked.
+// The error is why the last attempt failed, why the first would, or why nobody is
+// asked.
 func (f *Finder) Pods() (source string, err error) {
 	err = f.pods.err()
 	switch {
@@ -222,7 +223,8 @@ func (f *Finder) TryPods() int {
 	if f.pods.source == nil {
 		return 0
 	}
-	return f.pods.source.try()
+	n, _ := f.pods.source.try()
+	return n
 }
 
 // Unreadable counts processes whose open files a Scan was not allowed to read,

@@ -38,8 +38,9 @@ type podSource interface {
 	name() string
 	// read lists them into t. It fails with errNoSource where nobody can be asked.
 	read(ctx context.Context, t *podTable) error
-	// try counts the files that read needs and that the calling thread may open.
-	try() int
+	// try counts the files that read needs and that the calling thread may open, and
+	// says why it may not open one.
+	try() (n int, denied error)
 }
 
 // podTable are the containers of one read, by their ids, and their pods by UID.
@@ -137,10 +138,17 @@ func (p *pods) find(ids []string, podUID string) container {
 	return c
 }
 
-// err is why the last read failed. It does not wait for one.
+// err is why the last read failed, and before the first why that would. It does not
+// wait for one.
 func (p *pods) err() error {
 	if err := p.failed.Load(); err != nil {
 		return *err
+	}
+	if p.source == nil {
+		return nil
+	}
+	if n, denied := p.source.try(); n == 0 {
+		return denied
 	}
 	return nil
 }
@@ -169,8 +177,8 @@ func (p *pods) refresh() {
 	if err != nil && ctx.Err() != nil {
 		err = errLate // whatever that made of it
 	}
-	before := p.err()
-	failedBefore := before != nil && !errors.Is(before, errNoSource)
+	before := p.failed.Load()
+	failedBefore := before != nil && *before != nil && !errors.Is(*before, errNoSource)
 	p.failed.Store(&err)
 	if errors.Is(err, errNoSource) {
 		p.next = p.now().Add(readEvery)

@@ -21,7 +21,7 @@ type fakeSource struct {
 
 func (*fakeSource) name() string { return "fake" }
 
-func (s *fakeSource) try() int { return len(s.containers) }
+func (s *fakeSource) try() (int, error) { return len(s.containers), nil }
 
 func (s *fakeSource) read(ctx context.Context, t *podTable) error {
 	s.reads++

@@ -25,6 +25,7 @@ const (
 	acceptsProgChildAcceptedAgain2 = "child_accepted_again_2"
 	acceptsProgChildAdded4         = "child_added_4"
 	acceptsProgChildQueued3        = "child_queued_3"
+	acceptsProgListenReturned2     = "listen_returned_2"
 	acceptsProgListenSucceeded2    = "listen_succeeded_2"
 	acceptsVarCookiesAreMissing    = "cookies_are_missing"
 	acceptsVarSocketsShift         = "sockets_shift"
@@ -77,6 +78,7 @@ type acceptsProgramSpecs struct {
 	ChildAcceptedAgain2 *ebpf.ProgramSpec `ebpf:"child_accepted_again_2"`
 	ChildAdded4         *ebpf.ProgramSpec `ebpf:"child_added_4"`
 	ChildQueued3        *ebpf.ProgramSpec `ebpf:"child_queued_3"`
+	ListenReturned2     *ebpf.ProgramSpec `ebpf:"listen_returned_2"`
 	ListenSucceeded2    *ebpf.ProgramSpec `ebpf:"listen_succeeded_2"`
 }
 
@@ -150,6 +152,7 @@ type acceptsPrograms struct {
 	ChildAcceptedAgain2 *ebpf.Program `ebpf:"child_accepted_again_2"`
 	ChildAdded4         *ebpf.Program `ebpf:"child_added_4"`
 	ChildQueued3        *ebpf.Program `ebpf:"child_queued_3"`
+	ListenReturned2     *ebpf.Program `ebpf:"listen_returned_2"`
 	ListenSucceeded2    *ebpf.Program `ebpf:"listen_succeeded_2"`
 }
 
@@ -160,6 +163,7 @@ func (p *acceptsPrograms) Close() error {
 		p.ChildAcceptedAgain2,
 		p.ChildAdded4,
 		p.ChildQueued3,
+		p.ListenReturned2,
 		p.ListenSucceeded2,
 	)
 }

@@ -24,11 +24,11 @@ var hookStories = []string{StoryRefusals, StoryHalfOpen, StoryTimeWait}
 // hooksSince is the kernel that each story needs that hooks tell, major and minor.
 var hooksSince = map[string][2]int{
 	StoryRefusals: {}, StoryIgnoredACKs: {}, StoryHalfOpen: {5, 12}, StoryTimeWait: {5, 12},
-	StoryConnections: {5, 12}, StoryAccepts: {5, 12}, StoryUnroutable: {5, 12},
+	StoryConnections: {5, 12}, StoryAccepts: {5, 12}, StoryUnroutable: {5, 12}, StoryBacklog: {5, 12},
 }
 
 // byTrampolines are stories that kprobes cannot tell.
-var byTrampolines = []string{StoryConnections, StoryAccepts, StoryUnroutable}
+var byTrampolines = []string{StoryConnections, StoryAccepts, StoryUnroutable, StoryBacklog}
 
 // tier is what this kernel allows, or what the tests are to use at most.
 var tier = sync.OnceValue(func() Tier {

@@ -12,10 +12,21 @@ import (
 )
 
 func TestBacklogs(t *testing.T) {
-	if !needs(t, StoryBacklog) {
-		return
-	}
-	tr, s := share(t), scenario.NewStage(t, scenario.IPv4)
+	t.Run("returns of system calls", func(t *testing.T) {
+		if needs(t, StoryBacklog) {
+			backlogs(t, share(t))
+		}
+	})
+	t.Run("hooks", func(t *testing.T) {
+		if needsHooks(t, StoryBacklog) {
+			backlogs(t, shareHooks(t))
+		}
+	})
+}
+
+func backlogs(t *testing.T, tr *Tracker) {
+	t.Helper()
+	s := scenario.NewStage(t, scenario.IPv4)
 	id := identify(t, s.NS)
 	s.NS.Sysctl("net.core.somaxconn", "128")
 	want := make(map[uint64]tally)

@@ -25,7 +25,6 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 
 	"sockq/probes/tcpstate"
 )
@@ -191,10 +190,6 @@ func Open(opts Options) (_ *Tracker, err error) {
 		return nil, fmt.Errorf("load a tracing program: %w", err)
 	}
 	t.tier = max(t.tier, opts.Tier) // A before B before C
-	// Before 5.11 maps count against what a process may lock in memory.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): %w", err)
-	}
 	var info *btf.Struct
 	t.perfMisses = t.kernel.TypeByName("bpf_link_info", &info) == nil && hasMember(info, "missed")
 	var cookies *btf.Func

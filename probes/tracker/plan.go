@@ -163,12 +163,18 @@ func (t *Tracker) planKprobe(spec *ebpf.CollectionSpec, h hook) (planned []place
 	if spec.Programs[program] == nil {
 		return nil, errors.New("needs trampolines")
 	}
-	entry := func(p *ebpf.Program) (link.Link, error) { return link.Kprobe(h.function, p, nil) }
+	entry := func(p *ebpf.Program) (link.Link, error) {
+		attached, err := link.Kprobe(h.function, p, nil)
+		return attached, explainPerf(err)
+	}
 	if name := h.program + "_entry_kprobe"; spec.Programs[name] != nil {
 		planned = append(planned, placement{name, h.function, entry, false})
 	}
 	if h.returns {
-		entry = func(p *ebpf.Program) (link.Link, error) { return link.Kretprobe(h.function, p, nil) }
+		entry = func(p *ebpf.Program) (link.Link, error) {
+			attached, err := link.Kretprobe(h.function, p, nil)
+			return attached, explainPerf(err)
+		}
 	}
 	return append(planned, placement{program, h.function, entry, false}), nil
 }

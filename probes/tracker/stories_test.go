@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -94,6 +96,85 @@ func TestTracefs(t *testing.T) {
 			same(t, before)
 		})
 	}
+}
+
+// What needs perf events is refused to CAP_PERFMON by Debian's kernels, which is said,
+// and nothing else. All of it is there where the setting is as elsewhere.
+func TestPerfEventsWithoutSysAdmin(t *testing.T) {
+	const setting = "/proc/sys/kernel/perf_event_paranoid"
+	text, err := os.ReadFile(setting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	level, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts, all := everything, share(t)
+	if tier() == TierB {
+		opts.Tier, all = TierB, shareHooks(t)
+	}
+	if _, err := os.Stat("/sys/kernel/tracing/events"); err != nil { // nobody mounted it
+		opts.SysFS = t.TempDir()
+		at := filepath.Join(opts.SysFS, "kernel/tracing")
+		if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount("tracefs", at, "tracefs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = unix.Unmount(at, unix.MNT_DETACH) }()
+	}
+	compare := func(refused bool) {
+		t.Helper()
+		some := openWith(t, opts, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH, unix.CAP_SYS_RESOURCE).Stories()
+		for _, want := range all.Stories() {
+			got := some[slices.IndexFunc(some, func(s Story) bool { return s.Name == want.Name })]
+			if refused && slices.Contains([]string{mechanismTracepoint, mechanismKprobe}, want.Mechanism) {
+				if why := "kernel.perf_event_paranoid at most 2"; got.Told() || !strings.Contains(got.Reason, why) && got.Reason != "needs "+StoryRefusals {
+					t.Errorf("%s is told by %s, want it refused because of %s: %s", got.Name, got.Mechanism, why, got.Reason)
+				}
+			} else if got.Mechanism != want.Mechanism {
+				t.Errorf("%s is told by %s, with all rights by %s: %s", got.Name, got.Mechanism, want.Mechanism, got.Reason)
+			}
+		}
+	}
+	if compare(level > 2); level <= 2 {
+		return
+	}
+	if err := os.WriteFile(setting, []byte("2"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(setting, text, 0o644); err != nil {
+			t.Error(err)
+		}
+	}()
+	compare(false)
+}
+
+// openWith opens a tracker on a thread that has only these capabilities.
+func openWith(t *testing.T, opts Options, only ...int) *Tracker {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var all, less [2]unix.CapUserData
+	if err := unix.Capget(&header, &all[0]); err != nil {
+		t.Fatal(err)
+	}
+	for i := range less {
+		less[i].Permitted, less[i].Inheritable = all[i].Permitted, all[i].Inheritable
+	}
+	for _, c := range only {
+		less[c/32].Effective |= all[c/32].Effective & (1 << (c % 32))
+	}
+	if err := unix.Capset(&header, &less[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Capset(&header, &all[0]); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	return openTracker(t, opts)
 }
 
 // number gives system calls an event number.

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attachSyscalls attaches to what applications call: to accept() and connect() inside
-// the kernel where there are trampolines, which costs other calls nothing and sees
-// io_uring, else where system calls return.
+// attachSyscalls attaches to what applications call: inside the kernel where there are
+// trampolines, which costs other calls nothing, needs no tracefs and sees io_uring,
+// else where system calls return.
 func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 	stories := []struct {
 		name     string
@@ -29,7 +29,10 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 		{StoryAccepts, map[string]string{"accept4": "accept4_returned", "accept": "accept_returned"}, StoryConnections, accepts, []hook{
 			{function: "inet_csk_accept", returns: true, program: "child_accepted", again: "child_accepted_again"},
 		}},
-		{StoryBacklog, map[string]string{"listen": "listen_returned"}, "", nil, nil},
+		{StoryBacklog, map[string]string{"listen": "listen_returned"}, "", accepts, []hook{
+			{function: "__sys_listen", returns: true, program: "listen_returned"},
+			{function: "__sys_listen_socket", returns: true, program: "listen_succeeded", optional: true},
+		}},
 		{StoryUnroutable, map[string]string{"connect": "connect_returned"}, StoryConnects, connects, []hook{
 			{function: "__inet_stream_connect", returns: true, program: "connect_ended"},
 			{function: "security_socket_connect", returns: true, program: "connect_allowed"},
@@ -41,7 +44,7 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 	}
 	for _, story := range stories {
 		lacks := story.needs != "" && !t.Tells(story.needs)
-		if story.hooks != nil && t.tier == TierA && !lacks {
+		if t.tier == TierA && !lacks && !t.cookiesMissing { // nor is any of the stories told before 5.12
 			if programs, err := t.place(story.inside, story.hooks, t.planTrampoline); err == nil {
 				t.told(story.name, mechanismTrampoline, programs...)
 				continue
@@ -74,12 +77,6 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 		if failed != nil {
 			t.untold(errors.Join(failed, t.takeBack(before)), story.name)
 			continue
-		}
-		if story.name == StoryBacklog && t.tier == TierA { // 6.10+, for listen() by io_uring
-			also, err := t.place(accepts, []hook{{function: "__sys_listen_socket", returns: true, program: "listen_succeeded", optional: true}}, t.planTrampoline)
-			if err == nil {
-				programs = append(programs, also...)
-			}
 		}
 		t.told(story.name, mechanismTracepoint, programs...)
 	}
@@ -124,6 +121,15 @@ func openTracefs(sysfs string) (*os.Root, error) {
 	return root, nil
 }
 
+// explainPerf says what refuses perf events to who has CAP_PERFMON: Debian's kernels,
+// where kernel.perf_event_paranoid is 3 unless somebody lowers it.
+func explainPerf(err error) error {
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("needs CAP_SYS_ADMIN, or kernel.perf_event_paranoid at most 2: %w", err)
+	}
+	return err
+}
+
 // event is a perf event by which a program is attached to a tracepoint.
 type event int
 
@@ -145,7 +151,7 @@ func (t *Tracker) attachReturn(tracefs *os.Root, call string, program *ebpf.Prog
 		Sample_type: unix.PERF_SAMPLE_RAW, Sample: 1, Wakeup: 1,
 	}, -1, 0, -1, unix.PERF_FLAG_FD_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("open the tracepoint of %s(): %w", call, err)
+		return fmt.Errorf("open the tracepoint of %s(): %w", call, explainPerf(err))
 	}
 	t.closers = append(t.closers, event(fd))
 	if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_SET_BPF, program.FD()); err != nil {

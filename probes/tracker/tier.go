@@ -4,12 +4,15 @@
 package tracker
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // Tier is what a kernel allows a tracer.
@@ -26,6 +29,9 @@ const (
 // FindTier tries it: a trampoline is attached to a function that only listen()
 // calls, and taken away again. The error says why there is not even tier C.
 func FindTier(sysfs string) (Tier, error) {
+	if err := liftMemlock(); err != nil {
+		return TierNone, err
+	}
 	if tryTrampoline() == nil {
 		return TierA, nil
 	}
@@ -36,6 +42,25 @@ func FindTier(sysfs string) (Tier, error) {
 		return TierB, nil
 	}
 	return TierC, nil
+}
+
+// liftMemlock lifts the limit of what all processes of this user lock in memory: before
+// 5.11 programs and maps count against it, also those that are tried.
+func liftMemlock() error {
+	lifted := rlimit.RemoveMemlock()
+	if lifted == nil {
+		return nil
+	}
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return nil // which is said where it is needed
+	}
+	var counted *btf.Struct
+	if kernel.TypeByName("bpf_map_memory", &counted) != nil { // it was no right to make a map that was missing
+		return nil
+	}
+	// It does not wrap EPERM: that would say that BPF was refused.
+	return errors.New("lift RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE before Linux 5.11): " + lifted.Error())
 }
 
 func load(attach ebpf.AttachType, to string) (*ebpf.Program, error) {

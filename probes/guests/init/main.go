@@ -119,7 +119,7 @@ func raiseLoopback() error {
 // play runs a test binary in its directory and returns the exit code.
 func play(out *os.File, test string) int {
 	dir := filepath.Join("/tests", test)
-	cmd := exec.Command(filepath.Join(dir, test+".test"), append([]string{"-test.v", "-test.timeout=12m"}, list("/flags.list")...)...)
+	cmd := exec.Command(filepath.Join(dir, test+".test"), append([]string{"-test.v", "-test.timeout=12m"}, list(filepath.Join(dir, "flags.list"))...)...)
 	cmd.Dir = dir
 	cmd.Env = []string{"CI=true", "SOCKQ_TEST_GUEST=1", "TMPDIR=/tmp", "HOME=/tmp", "PATH=/"}
 	if tier, ok := os.LookupEnv("SOCKQ_TEST_TIER"); ok {

@@ -106,15 +106,12 @@ int BPF_PROG(child_accepted_again_2, struct sock *sk, void *arg, __u64 child)
 	return accepts(sk, child, AGAIN);
 }
 
-SEC("fexit/__sys_listen_socket")
-int BPF_PROG(listen_succeeded_2, struct socket *socket, int backlog, int failed)
+static __always_inline int listens(struct socket *socket, int backlog)
 {
 	struct sock *sk = BPF_CORE_READ(socket, sk), *subflow = sk;
 	struct mptcp_sock *mptcp = (struct mptcp_sock *)sk;
 	struct listener_counts *l;
 
-	if (failed)
-		return 0;
 	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP && bpf_core_field_exists(struct mptcp_sock, first))
 		subflow = BPF_CORE_READ(mptcp, first);
 	if (!subflow || BPF_CORE_READ(subflow, sk_protocol) != IPPROTO_TCP || BPF_CORE_READ(subflow, __sk_common.skc_state) != TCP_LISTEN)
@@ -125,4 +122,26 @@ int BPF_PROG(listen_succeeded_2, struct socket *socket, int backlog, int failed)
 	l->backlog = backlog;
 	l->last_listen = bpf_ktime_get_ns();
 	return 0;
+}
+
+/* Another thread may have put something else there meanwhile. */
+SEC("fexit/__sys_listen")
+int BPF_PROG(listen_returned_2, int fd, int backlog, int failed)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd), *file = NULL;
+	struct socket *socket;
+
+	if (failed || (__u32)fd >= BPF_CORE_READ(table, max_fds) || bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	return socket && BPF_CORE_READ(socket, file) == file ? listens(socket, backlog) : 0;
+}
+
+/* From 6.10 also for io_uring. */
+SEC("fexit/__sys_listen_socket")
+int BPF_PROG(listen_succeeded_2, struct socket *socket, int backlog, int failed)
+{
+	return failed ? 0 : listens(socket, backlog);
 }

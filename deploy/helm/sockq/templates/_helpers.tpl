@@ -40,6 +40,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- if and .Values.owners (eq .Values.pods.source "kubelet") }}true{{ end -}}
 {{- end -}}
 
+{{- /* Whether the kubelet's URL has a name that somebody must look up. */ -}}
+{{- define "sockq.kubeletName" -}}
+{{- if not (regexMatch "^https://(\\$\\(NODE_IP\\)|\\[|[0-9.]+[:/])" .Values.pods.kubelet.url) }}true{{ end -}}
+{{- end -}}
+
 {{- /* The directory of the runtime's socket: a runtime that restarts makes a new socket,
 which a mount of the old one would not follow. Of /run only the socket. */ -}}
 {{- define "sockq.criPath" -}}
