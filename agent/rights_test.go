@@ -474,6 +474,13 @@ func TestRightsAreGivenUp(t *testing.T) {
 				want["CapBnd"] = "0000000000000000"
 			}
 			p.onAllThreads(want)
+			if len(test.who.capabilities) > 0 { // nobody's other processes could trace it now
+				// What may not be traced belongs to root (proc(5)).
+				var descriptors unix.Stat_t
+				if err := unix.Stat(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid), &descriptors); err != nil || descriptors.Uid != 0 {
+					t.Errorf("its descriptors are open to uid %d, %v", descriptors.Uid, err)
+				}
+			}
 			p.await("the log to say "+test.said, func() bool { return strings.Contains(p.log.String(), test.said) })
 			_, doc := checkHere(t, test.who, test.args...)
 			var shown capabilities
