@@ -49,7 +49,8 @@ not be held by sockq when they are gone. */ -}}
     type: DirectoryOrCreate
 {{- end }}
 {{- if .Values.hostPaths.tracing }}
-# The numbers of tracepoints, for what listen(), accept() and connect() return.
+# The numbers of tracepoints, for what listen(), accept() and connect() return on
+# kernels without trampolines.
 - name: tracing
   hostPath:
     path: /sys/kernel/tracing
