@@ -7,8 +7,8 @@ build:
 test:
 	bash .ci/test
 
-# Boots six of Debian's kernels in QEMU, one of them for arm64, and runs the probes'
-# tests there.
+# Boots six of Debian's kernels in QEMU, one of them for arm64, and runs the tests of
+# the probes and of the agent's rights there.
 test-kernels:
 	go run ./probes/guests
 

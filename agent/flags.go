@@ -52,8 +52,9 @@ Rights: root has them all. Short of that, on Linux 6.4 or later with BTF:
     CAP_SYS_PTRACE          also of those that have no name, only a process
     the node's PIDs         whose the sockets are (in a container: hostPID)
 
-On older kernels CAP_SYS_ADMIN is what shows other namespaces. Without any of
-them sockq shows the namespace that it runs in, and says what is missing.
+On older kernels CAP_SYS_ADMIN is what shows other namespaces, and before 5.11
+CAP_SYS_RESOURCE lets BPF maps have their memory. Without any of them sockq
+shows the namespace that it runs in, and says what is missing.
 What it has no more use for it gives up before it answers the first request.
 
 Exit status: 0 ended by a signal, 1 the node does not give what is needed,
