@@ -171,7 +171,13 @@ type slots struct {
 	away   *turnedAway
 
 	mu      sync.Mutex
-	readers []*http.ResponseController // in the order in which they began
+	readers []*reader // in the order in which they began
+}
+
+// reader is a client that reads its answer.
+type reader struct {
+	*http.ResponseController
+	address string
 }
 
 func newSlots(most int, away *turnedAway) *slots {
@@ -198,9 +204,10 @@ func (s *slots) bounded(h http.Handler) http.Handler {
 		maps.Copy(w.Header(), a.header)
 		w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
 		w.WriteHeader(a.status)
-		reader := http.NewResponseController(w)
-		s.begin(reader)
-		defer s.end(reader)
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		client := &reader{http.NewResponseController(w), host}
+		s.begin(client)
+		defer s.end(client)
 		// Other errors are those of clients that are gone.
 		if _, err := w.Write(body.Bytes()); errors.Is(err, os.ErrDeadlineExceeded) {
 			s.away.answers.Add(1)
@@ -225,22 +232,33 @@ func (s *slots) answer(a *answer, h http.Handler, r *http.Request) {
 	h.ServeHTTP(a, r)
 }
 
-// begin lets one more client read. Where there are as many as answers may be made,
-// the one that has read longest loses the rest of its answer.
-func (s *slots) begin(reader *http.ResponseController) {
+// begin lets one more client read. Where there are as many as answers may be made, one
+// loses the rest of its answer: of the address that has most, the new one counted, the
+// one that has read longest.
+func (s *slots) begin(client *reader) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.readers) == cap(s.making) {
-		_ = s.readers[0].SetWriteDeadline(time.Now())
-		s.readers = slices.Delete(s.readers, 0, 1)
+		of := map[string]int{client.address: 1}
+		for _, r := range s.readers {
+			of[r.address]++
+		}
+		most := 0
+		for i, r := range s.readers {
+			if of[r.address] > of[s.readers[most].address] {
+				most = i
+			}
+		}
+		_ = s.readers[most].SetWriteDeadline(time.Now())
+		s.readers = slices.Delete(s.readers, most, most+1)
 	}
-	s.readers = append(s.readers, reader)
+	s.readers = append(s.readers, client)
 }
 
-func (s *slots) end(reader *http.ResponseController) {
+func (s *slots) end(client *reader) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.readers = slices.DeleteFunc(s.readers, func(r *http.ResponseController) bool { return r == reader })
+	s.readers = slices.DeleteFunc(s.readers, func(r *reader) bool { return r == client })
 }
 
 // answer is a response in memory.

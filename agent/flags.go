@@ -129,7 +129,7 @@ func addFlags(app *kingpin.Application) *config {
 
 	app.Flag("web.telemetry-path", "Path under which Prometheus finds the metrics.").
 		Default("/metrics").StringVar(&cfg.telemetryPath)
-	intFlag(app, "web.max-requests", "Most pages, scrapes and JSON documents made at one time, and most that clients read at one time. Who comes on top waits its turn, after 5 s it is told to try again (503); of too many readers the slowest loses its answer. It bounds memory and CPU whatever clients do.",
+	intFlag(app, "web.max-requests", "Most pages, scrapes and JSON documents made at one time, and most that clients read at one time. Who comes on top waits its turn, after 5 s it is told to try again (503); of too many readers one of the address that has most loses its answer. It bounds memory and CPU whatever clients do.",
 		"8", &cfg.maxRequests, 1, 1000)
 
 	durationFlag(app, "census.interval", "Time between two counts of all sockets. A count reads every socket of the node, so that half the interval is twice the CPU time.",

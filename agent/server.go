@@ -99,6 +99,8 @@ func closeAll(listeners []net.Listener) {
 func newServers(h http.Handler, listeners []net.Listener, away *turnedAway, logger *slog.Logger) []*http.Server {
 	open := newConnections(maxConnections, maxOfAnAddress, away)
 	if len(listeners) == 0 {
+		// Here the password is asked for first: who has none and sends no body that it
+		// announced holds its connection for readTimeout.
 		return []*http.Server{newServer(withoutBody(h, away), open, logger)}
 	}
 	servers := make([]*http.Server, len(listeners))

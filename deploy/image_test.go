@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -272,11 +273,12 @@ func (i *images) run(t *testing.T, capabilities []string, flags ...string) *cont
 
 func (c *contained) await(what string, done func() bool) {
 	c.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			c.t.Fatalf("waited for %s in vain", what)
+	eventually(c.t, patience, what, func() error {
+		if !done() {
+			return errors.New("not yet")
 		}
-	}
+		return nil
+	})
 }
 
 func (c *contained) log() string {
@@ -304,15 +306,12 @@ func (c *contained) get(path string) string {
 // shows waits until the metrics have these series.
 func (c *contained) shows(series map[string]string) {
 	c.t.Helper()
-	var missing []string
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if missing = lacking(c.get("/metrics"), series); missing == nil {
-			return
+	eventually(c.t, patience, "the metrics", func() error {
+		if missing := lacking(c.get("/metrics"), series); missing != nil {
+			return fmt.Errorf("they lack %q", missing)
 		}
-		if time.Now().After(end) {
-			c.t.Fatalf("the metrics lack %q", missing)
-		}
-	}
+		return nil
+	})
 }
 
 // status is what /proc says of the container's process.

@@ -142,7 +142,7 @@ func TestPackage(t *testing.T) {
 
 	series := situation(t)
 	// A network namespace of its own keeps its port apart; sockq sees all.
-	ctx, stop := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer stop()
 	boot := exec.CommandContext(ctx, "systemd-nspawn", "--directory="+root, "--boot", "--quiet", "--register=no", "--keep-unit", "--console=pipe",
 		"--private-network", "--bind="+runtimeSocket(t)+":/run/containerd", "--capability=CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf perf_event_open")

@@ -70,26 +70,12 @@ func newAuditor(budget float64, count func(context.Context) (*census.Sockets, er
 	if !errors.Is(denied, unix.EPERM) {
 		denied = nil
 	}
-	traces, err := mayTrace()
-	if err != nil {
-		return nil, err
-	}
 	return &auditor{
 		denied: denied,
-		budget: budget, count: count, find: find, bound: bound, own: own, traces: traces,
+		budget: budget, count: count, find: find, bound: bound, own: own, traces: census.Holds(unix.CAP_SYS_PTRACE),
 		credit: time.Duration(budget * float64(auditSaving)), differences: make(map[uint32]result),
 		audited: make(map[uint32]time.Time),
 	}, nil
-}
-
-// mayTrace tells whether this process has CAP_SYS_PTRACE.
-func mayTrace() (bool, error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return false, fmt.Errorf("read capabilities: %w", err)
-	}
-	return data[0].Effective&(1<<unix.CAP_SYS_PTRACE) != 0, nil
 }
 
 // round audits one namespace after the other for as long as the budget lasts,

@@ -130,22 +130,23 @@ func Explain(doing string, err error) error {
 // missingCapabilities are those that the walk needs and the calling thread does
 // not have. CAP_SYS_ADMIN stands for all.
 func missingCapabilities() (missing []string) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if unix.Capget(&header, &data[0]) != nil {
+	if Holds(unix.CAP_SYS_ADMIN) {
 		return nil
 	}
-	has := func(capability int) bool { return data[capability/32].Effective&(1<<(capability%32)) != 0 }
-	if has(unix.CAP_SYS_ADMIN) {
-		return nil
-	}
-	if !has(unix.CAP_BPF) {
+	if !Holds(unix.CAP_BPF) {
 		missing = append(missing, "CAP_BPF")
 	}
-	if !has(unix.CAP_PERFMON) {
+	if !Holds(unix.CAP_PERFMON) {
 		missing = append(missing, "CAP_PERFMON")
 	}
 	return missing
+}
+
+// Holds tells whether the calling thread has a capability.
+func Holds(capability int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
 func (w *Walk) loadNamespaces(kernel *btf.Spec) error {

@@ -44,18 +44,20 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 	}
 	for _, story := range stories {
 		lacks := story.needs != "" && !t.Tells(story.needs)
+		var inside error                                    // why not inside the kernel
 		if t.tier == TierA && !lacks && !t.cookiesMissing { // nor is any of the stories told before 5.12
-			if programs, err := t.place(story.inside, story.hooks, t.planTrampoline); err == nil {
+			var programs []*ebpf.Program
+			if programs, inside = t.place(story.inside, story.hooks, t.planTrampoline); inside == nil {
 				t.told(story.name, mechanismTrampoline, programs...)
 				continue
 			}
 		}
 		switch {
 		case !t.opts.Syscalls:
-			t.untold(errTurnedOff, story.name)
+			t.untold(errors.Join(inside, errTurnedOff), story.name)
 			continue
 		case err != nil:
-			t.untold(err, story.name)
+			t.untold(errors.Join(inside, err), story.name)
 			continue
 		}
 		before := len(t.closers)
@@ -75,7 +77,7 @@ func (t *Tracker) attachSyscalls(spec, accepts, connects *ebpf.CollectionSpec) {
 			programs = append(programs, program)
 		}
 		if failed != nil {
-			t.untold(errors.Join(failed, t.takeBack(before)), story.name)
+			t.untold(errors.Join(inside, failed, t.takeBack(before)), story.name)
 			continue
 		}
 		t.told(story.name, mechanismTracepoint, programs...)

@@ -139,7 +139,7 @@ int BPF_PROG(listen_returned_2, int fd, int backlog, int failed)
 	return socket && BPF_CORE_READ(socket, file) == file ? listens(socket, backlog) : 0;
 }
 
-/* From 6.10 also for io_uring. */
+/* From 6.11, also for io_uring. */
 SEC("fexit/__sys_listen_socket")
 int BPF_PROG(listen_succeeded_2, struct socket *socket, int backlog, int failed)
 {
