@@ -93,10 +93,10 @@ func manyListeners() (many []probes.Listener) {
 }
 
 // askSlowly asks for metrics, whose answer begins, and does not read it.
-func askSlowly(t *testing.T, to net.Addr, from string) net.Conn {
+func askSlowly(t *testing.T, to net.Addr, from string, buffer int) net.Conn {
 	t.Helper()
 	c := dial(t, to, from)
-	if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+	if err := c.(*net.TCPConn).SetReadBuffer(buffer); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
@@ -114,12 +114,12 @@ func TestReadersAreServedFairly(t *testing.T) {
 	n.snapshot.Listeners = manyListeners()
 	const most = 2
 	srv, away := serve(t, n, most)
-	honest := askSlowly(t, srv.Listener.Addr(), "127.0.0.2")
+	honest := askSlowly(t, srv.Listener.Addr(), "127.0.0.2", 32<<10)
 	for range 3 * most {
-		askSlowly(t, srv.Listener.Addr(), "127.0.0.1")
+		askSlowly(t, srv.Listener.Addr(), "127.0.0.1", 4096)
 	}
-	read, err := io.Copy(io.Discard, io.LimitReader(honest, 300_000))
-	if err != nil || read < 300_000 {
+	read, err := io.Copy(io.Discard, io.LimitReader(honest, 500_000))
+	if err != nil || read < 500_000 {
 		t.Errorf("after %d bytes the answer ends: %v", read, err)
 	}
 	for end := time.Now().Add(10 * time.Second); away.answers.Load() < 3*most-1; time.Sleep(time.Millisecond) {
@@ -137,7 +137,7 @@ func TestSlowClientsHoldNobody(t *testing.T) {
 	const most = 2
 	srv, away := serve(t, n, most)
 	for range 2 * most {
-		askSlowly(t, srv.Listener.Addr(), "127.0.0.1")
+		askSlowly(t, srv.Listener.Addr(), "127.0.0.1", 4096)
 	}
 	for range 2 {
 		begin := time.Now()

@@ -292,12 +292,24 @@ func TestFlags(t *testing.T) {
 		"-test.count=2 -test.run=OfThisKernel$": {count: 2},
 		"-test.count=1 -test.run=Other":         {count: 1, run: "Other"},
 	} {
-		if got := strings.Join(o.flags(agent), " "); got != want {
+		if got := strings.Join(o.flags(agent, false), " "); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	if got := strings.Join((&options{count: 1}).flags("tracker"), " "); got != "-test.count=1" {
-		t.Errorf("the tracker gets %q", got)
+	for want, o := range map[string]options{"-test.count=1": {count: 1}, "-test.count=3": {count: 3, run: "Other"}} {
+		if got := strings.Join(o.flags("tracker", true), " "); got != want {
+			t.Errorf("the tracker gets %q, want %q", got, want)
+		}
+	}
+	few, err := choose("5.10,newest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if whole, err := wholeKernels("newest", few); err != nil || !whole["newest"] || whole["5.10"] {
+		t.Errorf("whole are %v, %v", whole, err)
+	}
+	if _, err := wholeKernels("6.1", few); err == nil {
+		t.Error("a kernel that is not booted is whole")
 	}
 }
 

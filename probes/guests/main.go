@@ -31,6 +31,7 @@ func main() {
 	flag.StringVar(&o.only, "kernels", "", "kernels to boot, separated by commas: "+strings.Join(kernelNames(), ", ")+"; all if empty")
 	flag.StringVar(&o.tests, "tests", strings.Join(rooms, ","), "whose tests to run")
 	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
+	flag.StringVar(&o.whole, "whole", "", "kernels on which -run is not minded: they run all tests")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, as go test -count")
 	flag.StringVar(&o.tier, "tier", "", "use at most this tier of the kernel, B (kprobes) or C (tracepoints)")
 	flag.IntVar(&o.parallel, "parallel", 2, "guests at a time")
@@ -70,6 +71,7 @@ func folder(room string) string {
 
 type options struct {
 	only, tests, run, tier string
+	whole                  string
 	count, parallel        int
 	limit                  time.Duration
 	cache                  string
@@ -79,6 +81,10 @@ type options struct {
 func (o *options) test(ctx context.Context) (bool, error) {
 	began := time.Now()
 	kernels, err := choose(o.only)
+	if err != nil {
+		return false, err
+	}
+	whole, err := wholeKernels(o.whole, kernels)
 	if err != nil {
 		return false, err
 	}
@@ -125,7 +131,7 @@ func (o *options) test(ctx context.Context) (bool, error) {
 				boot: b, tier: o.tier, tests: tests, binaries: binaries[b.machine.arch], limit: o.limit,
 				initrd: filepath.Join(work, b.name()+".initrd"), log: filepath.Join(logs, b.name()),
 			}
-			g.flags = o.flags
+			g.flags = func(room string) []string { return o.flags(room, whole[b.name()]) }
 			results[i] = g.play(ctx)
 			fmt.Println(results[i].line())
 		})
@@ -139,10 +145,22 @@ func (o *options) test(ctx context.Context) (bool, error) {
 	return !slices.ContainsFunc(results, func(r result) bool { return !r.ok() }), nil
 }
 
-// flags are those of a room's tests.
-func (o *options) flags(room string) []string {
+// wholeKernels are those that run all tests, which have to be among the others.
+func wholeKernels(list string, kernels []kernel) (map[string]bool, error) {
+	whole := make(map[string]bool)
+	for name := range strings.SplitSeq(list, ",") {
+		if name != "" && !slices.ContainsFunc(kernels, func(k kernel) bool { return k.name() == name }) {
+			return nil, fmt.Errorf("-whole: %q is not booted", name)
+		}
+		whole[name] = true
+	}
+	return whole, nil
+}
+
+// flags are those of a room's tests, on a kernel that runs all of them or not.
+func (o *options) flags(room string, whole bool) []string {
 	flags := []string{fmt.Sprintf("-test.count=%d", o.count)}
-	if o.run != "" {
+	if o.run != "" && !whole {
 		return append(flags, "-test.run="+o.run)
 	}
 	if room == agent {
