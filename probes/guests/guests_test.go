@@ -92,6 +92,21 @@ PASS
 #guest done
 `
 
+// A room may have no test that was asked for, a guest may not.
+func TestReadsThatNoneWasAskedFor(t *testing.T) {
+	const none = "#guest begin agent\ntesting: warning: no tests to run\nPASS\n#guest end agent 0\n"
+	for said, want := range map[string]bool{
+		none + "#guest done\n": false,
+		none + "#guest begin probes\n--- PASS: TestX (0.10s)\nPASS\n#guest end probes 0\n#guest done\n": true,
+		"#guest begin agent\nPASS\n#guest end agent 0\n#guest done\n":                                   false,
+	} {
+		var r result
+		if !r.read([]byte(said)) || r.ok() != want {
+			t.Errorf("%q is right: %t", said, !want)
+		}
+	}
+}
+
 func TestRead(t *testing.T) {
 	var r result
 	if !r.read([]byte(said)) || r.ok() || r.release != "6.12.1-cloud-amd64" || len(r.rooms) != 2 {
