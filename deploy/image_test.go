@@ -260,6 +260,12 @@ func (i *images) run(t *testing.T, capabilities []string, flags ...string) *cont
 		}
 		_ = exec.Command("podman", append(slices.Clone(c.args), "rm", "--force", "--time=5", c.name)...).Run()
 	})
+	c.awaitReady()
+	return c
+}
+
+func (c *contained) awaitReady() {
+	c.t.Helper()
 	c.await("ready", func() bool {
 		response, err := http.Get(c.url + "/-/ready")
 		if err != nil {
@@ -268,7 +274,6 @@ func (i *images) run(t *testing.T, capabilities []string, flags ...string) *cont
 		response.Body.Close()
 		return response.StatusCode == http.StatusOK
 	})
-	return c
 }
 
 func (c *contained) await(what string, done func() bool) {

@@ -3,7 +3,6 @@ package deploy_test
 import (
 	"encoding/json"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,14 +120,7 @@ func TestSeccomp(t *testing.T) {
 				}
 			}()
 			c := &contained{t: t, url: "http://" + address}
-			c.await("ready", func() bool {
-				response, err := http.Get(c.url + "/-/ready")
-				if err != nil {
-					return false
-				}
-				response.Body.Close()
-				return response.StatusCode == http.StatusOK
-			})
+			c.awaitReady()
 			c.shows(map[string]string{
 				`sockq_probe_attached{mechanism="bpf_walk",probe="sockets"`: "1",
 				`sockq_probe_attached{mechanism="iter",probe="owners"`:      "1",

@@ -1,6 +1,6 @@
-// Command guests runs the tests of the probes on Debian's kernels, each in a
-// virtual machine that QEMU emulates (TCG), one of them of arm64, and prints what
-// came of it:
+// Command guests runs the tests of the probes and of the agent's rights on Debian's
+// kernels, each in a virtual machine that QEMU emulates (TCG), one of them of arm64,
+// and prints what came of it:
 //
 //	go run ./probes/guests
 //
