@@ -65,7 +65,7 @@ func TestScenarios(t *testing.T) {
 		}
 		enter(t, p, dir, ns, false)
 		auditRefusals(t, p, ns) // what comes is held against this
-	}, func(t testing.TB, ns *scenario.Namespace, want scenario.Expect) {
+	}, func() uint64 { return missed(p) }, func(t testing.TB, ns *scenario.Namespace, want scenario.Expect) {
 		t.Helper()
 		enter(t, p, dir, ns, want.Gone)
 		if want.Gone {
@@ -92,6 +92,14 @@ func TestScenarios(t *testing.T) {
 	if p.auditor.checks == 0 || p.auditor.skipped > p.auditor.checks {
 		t.Errorf("%d audits, %d skipped", p.auditor.checks, p.auditor.skipped)
 	}
+}
+
+// missed is how many events the kernel kept from the tracker's programs.
+func missed(p *Probes) (n uint64) {
+	for _, probe := range p.probes() {
+		n += probe.Misses
+	}
+	return n
 }
 
 // enter lets the sock_diag source find a namespace, once it is not gone, and look

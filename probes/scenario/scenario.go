@@ -143,17 +143,19 @@ func (s *Stage) End() {
 // A check takes seconds at most: see Hold. It can name the namespace for others
 // by a symbolic link to ns.Path(). What is Expect.Gone cannot be entered.
 func Run(t *testing.T, check func(tb testing.TB, ns *Namespace, want Expect)) {
-	RunFrom(t, nil, check)
+	RunFrom(t, nil, func() uint64 { return 0 }, check)
 }
 
 // RunFrom is Run that calls begin, which may be nil, in each new namespace before
-// anything happens there.
-func RunFrom(t *testing.T, begin func(tb testing.TB, ns *Namespace), check func(tb testing.TB, ns *Namespace, want Expect)) {
+// anything happens there, and plays a scenario again that failed while missed grew:
+// the events that the kernel kept from the programs under test, so far.
+func RunFrom(t *testing.T, begin func(tb testing.TB, ns *Namespace), missed func() uint64,
+	check func(tb testing.TB, ns *Namespace, want Expect)) {
 	for _, sc := range All {
 		t.Run(sc.Name, func(t *testing.T) {
 			for _, family := range sc.families() {
 				t.Run(family.String(), func(t *testing.T) {
-					play(t, func(tb testing.TB) {
+					play(t, missed, func(tb testing.TB) {
 						s := sc.stage(tb, family)
 						if begin != nil {
 							begin(tb, s.NS)

@@ -93,7 +93,7 @@ func TestFatesOfScenarios(t *testing.T) {
 	}
 	var id NamespaceID
 	begin := func(t testing.TB, ns *scenario.Namespace) { id = identify(t, ns) }
-	scenario.RunFrom(t, begin, func(t testing.TB, ns *scenario.Namespace, want scenario.Expect) {
+	scenario.RunFrom(t, begin, func() uint64 { return misses(t, tr) }, func(t testing.TB, ns *scenario.Namespace, want scenario.Expect) {
 		t.Helper()
 		if want.Gone {
 			return
