@@ -1,7 +1,7 @@
 # sockq as a container image: one static binary and nothing else. See "Container" in
 # deploy/README.md for how it is run.
 #
-#   docker build --build-arg VERSION=v0.1.0 --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) -t sockq .
+#   DOCKER_BUILDKIT=1 docker build --build-arg VERSION=v0.1.0 --build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) -t sockq .
 #
 # To pin the base for good, give a digest: --build-arg GO_IMAGE=golang@sha256:…
 ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm

@@ -166,17 +166,20 @@ func TestBodiesAreRefused(t *testing.T) {
 	guarded, stop := start(t, newFakeNode(), "--web.config.file="+writeConfig(t, users))
 	ask(t, guarded).Body.Close()
 	defer stop()
-	for address, length := range map[string]string{
-		srv.Listener.Addr().String(): "Content-Length: 100000",
-		guarded[len("http://"):]:     "Transfer-Encoding: chunked",
+	open, closed := srv.Listener.Addr().String(), guarded[len("http://"):]
+	for _, test := range []struct{ address, asks, length string }{
+		{open, "GET /metrics", "Content-Length: 100000"},
+		{open, "OPTIONS *", "Content-Length: 4000"},
+		{closed, "GET /metrics", "Transfer-Encoding: chunked"},
+		{closed, "OPTIONS *", "Content-Length: 4000"},
 	} {
-		to, err := net.ResolveTCPAddr("tcp", address)
+		to, err := net.ResolveTCPAddr("tcp", test.address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := dial(t, to, "127.0.0.1")
 		begin := time.Now()
-		_, _ = io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n"+length+"\r\n\r\n1")
+		_, _ = io.WriteString(c, test.asks+" HTTP/1.1\r\nHost: x\r\n"+test.length+"\r\n\r\n1")
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -184,11 +187,11 @@ func TestBodiesAreRefused(t *testing.T) {
 		resp.Body.Close()
 		_, err = io.Copy(io.Discard, c) // until it is closed
 		if took := time.Since(begin); resp.StatusCode != http.StatusRequestEntityTooLarge || err != nil || took > readTimeout/2 {
-			t.Errorf("%s: %s after %v, %v", length, resp.Status, took, err)
+			t.Errorf("%s, %s: %s after %v, %v", test.asks, test.length, resp.Status, took, err)
 		}
 	}
-	if got := away.requests.Load(); got != 1 {
-		t.Errorf("%d requests were counted, want 1", got)
+	if got := away.requests.Load(); got != 2 {
+		t.Errorf("%d requests were counted, want 2", got)
 	}
 }
 

@@ -215,9 +215,10 @@ func exists(t *testing.T, kind string, id uint32) bool {
 }
 
 // Whatever ends it, nothing is left in the kernel, and SIGTERM ends it soon. A perf
-// event that is left would keep the program of its system call.
+// event that is left would keep the program of its system call. A crash, which SIGQUIT
+// is to Go, is no wrong flag.
 func TestNothingIsLeftBehind(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGQUIT} {
 		t.Run(signal.String(), func(t *testing.T) {
 			p := launch(t, as{})
 			ids, perfEvents := holdings(t, p.cmd.Process.Pid)
@@ -255,6 +256,9 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			err := p.cmd.Wait()
 			if took := time.Since(begin); signal == syscall.SIGTERM && (err != nil || took > 2*time.Second) {
 				t.Errorf("ended after %v with %v", took, err)
+			}
+			if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); signal == syscall.SIGQUIT && status.Signal() != syscall.SIGABRT {
+				t.Errorf("ended with %v", err)
 			}
 			for kind, list := range ids {
 				for _, id := range list {

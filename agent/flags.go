@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -134,7 +135,7 @@ func addFlags(app *kingpin.Application) *config {
 
 	durationFlag(app, "census.interval", "Time between two counts of all sockets. A count reads every socket of the node, so that half the interval is twice the CPU time.",
 		"5s", &opts.CensusInterval, time.Second, 0)
-	durationFlag(app, "listener.interval", "Time between two looks at the listeners' queues. What is shorter can be missed in SYN queue peaks and in the time at full; accept queue peaks are seen at each arrival from Linux 6.3.",
+	durationFlag(app, "listener.interval", "Time between two looks at the listeners' queues. What is shorter can be missed in SYN queue peaks and in the time at full; accept queue peaks are seen at each arrival from Linux 6.3, on tier A from 5.12.",
 		"100ms", &opts.ListenerInterval, 10*time.Millisecond, 10*time.Second)
 	app.Flag("audit.budget", "Share of one CPU that sockq may use to compare its counts with the kernel's own (sockq_audit_difference), 0 for no audit.").
 		Default(strconv.FormatFloat(probes.DefaultAuditBudget, 'g', -1, 64)).SetValue(value{"audit.budget", "a number from 0 to 1, such as 0.0005", func(s string) bool {
@@ -279,6 +280,11 @@ func (c *config) validate() error {
 	if info, err := os.Stat(c.probes.NetnsPath); err == nil && !info.IsDir() {
 		return fmt.Errorf("--path.netns=%s: not a directory; give the one with the names of network namespaces, such as /run/netns", c.probes.NetnsPath)
 	}
+	if !c.probes.NoOwners {
+		if err := c.probes.Owners.Check(); err != nil {
+			return fmt.Errorf("--cri.socket, --kubelet.*: %w", err)
+		}
+	}
 	if err := web.Validate(*c.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %w; give a readable web configuration (sockq --help says where its format is described), or leave the flag out", *c.web.WebConfigFile, err)
 	}
@@ -297,6 +303,13 @@ func checkTelemetryPath(p string) error {
 
 func checkListenAddress(address string) error {
 	if strings.HasPrefix(address, "vsock://") {
+		u, err := url.Parse(address)
+		if err == nil {
+			_, err = strconv.ParseUint(u.Port(), 10, 32)
+		}
+		if err != nil {
+			return fmt.Errorf("--web.listen-address=%s: give vsock://:port, such as vsock://:10813", address)
+		}
 		return nil
 	}
 	_, port, err := net.SplitHostPort(address)

@@ -304,6 +304,26 @@ func TestEachStoryIsExplained(t *testing.T) {
 	}
 }
 
+func TestStoriesOfArchitectures(t *testing.T) {
+	for _, test := range []struct{ name, arch, since, needs string }{
+		{tracker.StoryHalfOpen, "amd64", "5.12", "Linux 5.12 or newer with trampolines or kprobes, which stock kernels have"},
+		{tracker.StoryHalfOpen, "arm64", "5.18", "Linux 5.18 or newer with trampolines or kprobes, which stock kernels have"},
+		{tracker.StoryAccepts, "arm64", "6.4", "Linux 6.4 or newer, or 5.18 or newer with trampolines"},
+		{tracker.StorySynackRetransmits, "arm64", "5.12", ""},
+	} {
+		for _, group := range storyGroups {
+			for _, s := range group.stories {
+				if s.name != test.name {
+					continue
+				}
+				if got := s.on(test.arch); got.since != test.since || got.needs != test.needs {
+					t.Errorf("%s on %s: %q, %q", test.name, test.arch, got.since, got.needs)
+				}
+			}
+		}
+	}
+}
+
 // The JSON to the letter: others build on it.
 func TestSnapshotJSON(t *testing.T) {
 	got := request(testHandler(newFakeNode()), "GET", pathSnapshot).Body.String()

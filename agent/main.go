@@ -27,6 +27,9 @@ func main() {
 		// as text and none with gzip.
 		debug.SetGCPercent(50)
 	}
+	// A crash ends by SIGABRT: Go's exit code for it is 2, with which nobody starts
+	// sockq again.
+	debug.SetTraceback("crash")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(env{os.Stdout, os.Stderr, openProbes, ownPrivileges{}}.run(ctx, os.Args[1:]))

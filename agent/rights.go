@@ -105,7 +105,8 @@ func findRights(p privileges, needs []probes.Need) (rights, error) {
 			err = p.with(r.kept|1<<n.Capability, func() { all = n.Try() })
 		}
 		if err != nil {
-			return rights{}, err
+			r.Stuck = err.Error()
+			break
 		}
 		if all > without {
 			keep(n)
@@ -170,6 +171,9 @@ func (r *rights) write(w io.Writer) {
 // dropRights gives up what is not used any more.
 func dropRights(p privileges, needs []probes.Need, logger *slog.Logger) {
 	r, err := findRights(p, needs)
+	if err == nil && r.Stuck != "" {
+		err = errors.New(r.Stuck)
+	}
 	if err == nil {
 		err = p.keep(r.kept)
 	}
@@ -184,15 +188,15 @@ func dropRights(p privileges, needs []probes.Need, logger *slog.Logger) {
 func (c *config) needs(n node) []probes.Need {
 	needs := n.Needs()
 	if file := *c.web.WebConfigFile; file != "" { // which is read again at each request
-		needs = append(needs, probes.Need{
-			Capability: unix.CAP_DAC_READ_SEARCH, For: "to read the web configuration",
-			Try: func() int {
-				if web.Validate(file) != nil {
-					return 0
-				}
-				return 1
-			},
-		})
+		try := func() int {
+			if web.Validate(file) != nil {
+				return 0
+			}
+			return 1
+		}
+		for _, capability := range []int{unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE} {
+			needs = append(needs, probes.Need{Capability: capability, For: "to read the web configuration", Try: try})
+		}
 	}
 	if onVsock(c.web) { // opened when it is served
 		needs = append(needs, probes.Need{Capability: unix.CAP_NET_BIND_SERVICE, For: "to listen on vsock"})
@@ -279,22 +283,18 @@ func (p ownPrivileges) keep(only capabilities) error {
 	if err := onAllThreads("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
 		return err
 	}
+	if held != only {
+		// With its capabilities it loses what keeps other processes of the same user
+		// from its memory and descriptors.
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return fmt.Errorf("forbid others to trace sockq: %w", err)
+		}
+	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	for i := range data {
 		set := uint32(only >> (32 * i))
 		data[i] = unix.CapUserData{Effective: set, Permitted: set}
 	}
-	if err := onAllThreads("give up capabilities", unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0); err != nil {
-		return err
-	}
-	if held == only {
-		return nil
-	}
-	// With its capabilities it lost what kept other processes of the same user from
-	// its memory and descriptors.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid others to trace sockq: %w", err)
-	}
-	return nil
+	return onAllThreads("give up capabilities", unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 }

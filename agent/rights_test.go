@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -314,6 +316,7 @@ type fakePrivileges struct {
 	id    int
 	has   capabilities
 	stuck error
+	whole error // why no part of them can be switched off
 
 	now, kept capabilities
 }
@@ -325,7 +328,7 @@ func (f *fakePrivileges) held() (capabilities, error) { return f.has, nil }
 func (f *fakePrivileges) with(only capabilities, fn func()) error {
 	f.now = only
 	fn()
-	return nil
+	return f.whole
 }
 
 func (f *fakePrivileges) keep(only capabilities) error {
@@ -389,6 +392,21 @@ func TestWhichRightsAreKept(t *testing.T) {
 				t.Errorf("%b are shown as kept, want %b: %+v", listed, test.want, got.List)
 			}
 		})
+	}
+}
+
+// Where what is needed cannot be found out, all is kept, and said; sockq runs.
+func TestRightsThatCannotBeTried(t *testing.T) {
+	own := &fakePrivileges{has: setOf(unix.CAP_SYS_ADMIN), whole: errors.New("switch capabilities off: it is forbidden")}
+	needs := []probes.Need{{Capability: unix.CAP_SYS_ADMIN, Try: func() int { return 1 }}}
+	got, err := findRights(own, needs)
+	if err != nil || got.Stuck != own.whole.Error() {
+		t.Errorf("stuck: %q, %v", got.Stuck, err)
+	}
+	var log bytes.Buffer
+	dropRights(own, needs, slog.New(slog.NewTextHandler(&log, nil)))
+	if want := "Rights are not given up\" reason=\"" + own.whole.Error(); !strings.Contains(log.String(), want) || own.kept != 0 {
+		t.Errorf("the log says %s", log.String())
 	}
 }
 
@@ -461,9 +479,11 @@ func TestRightsAreGivenUp(t *testing.T) {
 		"nobody":                           {as{nobody: true}, nil, 0, `uid=65534 kept=none given_up=none`},
 		"nobody, BPF":                      {as{nobody: true, capabilities: []uintptr{bpf}}, nil, 0, `given_up=CAP_BPF`},
 		"nobody, what is needed to attach": {with(search), nil, 0, `kept=none given_up="CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH"`},
+		"nobody, half of it":               {with(ptrace), nil, 0, `given_up="CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE"`},
 		"nobody, what audits need":         {with(admin, ptrace), nil, setOf(admin, ptrace), `given_up="CAP_BPF, CAP_PERFMON"`},
 		"nobody, and one more":             {with(unix.CAP_NET_ADMIN), nil, 0, `given_up="CAP_BPF, CAP_PERFMON, 1 others"`},
 		"nobody with a private file":       {with(search), []string{"--web.config.file=" + config}, setOf(search), `kept=CAP_DAC_READ_SEARCH`},
+		"nobody by another right":          {with(unix.CAP_DAC_OVERRIDE), []string{"--web.config.file=" + config}, setOf(unix.CAP_DAC_OVERRIDE), `kept=CAP_DAC_OVERRIDE`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

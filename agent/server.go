@@ -45,6 +45,8 @@ func newServer(h http.Handler, open *connections, logger *slog.Logger) *http.Ser
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnState:         open.changed,
+		// Go's own answer to OPTIONS * waits for a body, before any password.
+		DisableGeneralOptionsHandler: true,
 		// Strangers can cause these lines at will.
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}

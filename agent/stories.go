@@ -1,6 +1,11 @@
 package main
 
-import "sockq/probes/tracker"
+import (
+	"runtime"
+	"strings"
+
+	"sockq/probes/tracker"
+)
 
 // story is a probe for people: what it tells, and which kernel gives it.
 type story struct {
@@ -50,11 +55,20 @@ func storyOf(name string) story {
 	for _, group := range storyGroups {
 		for _, s := range group.stories {
 			if s.name == name {
-				return s
+				return s.on(runtime.GOARCH)
 			}
 		}
 	}
 	return story{name: name}
+}
+
+// on is a story on another architecture: on arm64 programs compare and exchange, which
+// Linux 5.12 brought, from 5.18 on.
+func (s story) on(arch string) story {
+	if arch == "arm64" && s.name != tracker.StorySynackRetransmits {
+		s.since, s.needs = strings.ReplaceAll(s.since, "5.12", "5.18"), strings.ReplaceAll(s.needs, "5.12", "5.18")
+	}
+	return s
 }
 
 // tierMeans is what each tier of a kernel gives.

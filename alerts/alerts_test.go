@@ -25,6 +25,7 @@ const runbooks = "https://github.com/sockq/sockq/blob/main/alerts/runbooks/"
 type rule struct {
 	Record, Alert, Expr string
 	For                 string
+	KeepFiringFor       string `yaml:"keep_firing_for"`
 	Labels, Annotations map[string]string
 }
 

@@ -384,9 +384,11 @@ func TestShardsInKubernetes(t *testing.T) {
 	const nodes = 8
 	pods := "    static_configs:\n"
 	for i := range nodes {
-		for address, port := range map[string]string{"10.0.1": "metrics", "10.0.2": "metrics", "10.0.3": "other"} {
-			pods += fmt.Sprintf("      - targets: ['%s.%d:10813']\n        labels: {__meta_kubernetes_pod_container_port_name: %s, __meta_kubernetes_pod_node_name: node-%d}\n",
-				address, i, port, i)
+		for _, pod := range []struct{ address, app, port string }{
+			{"10.0.1", "sockq", "metrics"}, {"10.0.2", "sockq", "metrics"}, {"10.0.3", "sockq", "other"}, {"10.0.4", "other", "metrics"},
+		} {
+			pods += fmt.Sprintf("      - targets: ['%s.%d:10813']\n        labels: {__meta_kubernetes_pod_label_app_kubernetes_io_name: %s, "+
+				"__meta_kubernetes_pod_container_port_name: %s, __meta_kubernetes_pod_node_name: node-%d}\n", pod.address, i, pod.app, pod.port, i)
 		}
 	}
 	s := newSite(t)
@@ -399,7 +401,7 @@ func TestShardsInKubernetes(t *testing.T) {
 			if err == nil {
 				err = json.Unmarshal([]byte(out), &targets)
 			}
-			if err == nil && len(targets) != 3*nodes {
+			if err == nil && len(targets) != 4*nodes {
 				err = fmt.Errorf("%d pods", len(targets))
 			}
 			return err

@@ -30,7 +30,7 @@ func (p *Probes) Needs() []Need {
 	if p.usesBPF() && p.beforeLinux6() {
 		need("to read BPF maps before Linux 6.0", nil, unix.CAP_BPF)
 	}
-	if p.sockDiag != nil || p.auditor != nil {
+	if p.sockDiag != nil && p.sockDiag.EntryError() == nil || p.auditor != nil && p.auditor.mayEnter() {
 		need("to enter network namespaces, for sock_diag", nil, unix.CAP_SYS_ADMIN)
 		need("to find network namespaces by their processes", nil, unix.CAP_SYS_PTRACE)
 	}
@@ -41,7 +41,7 @@ func (p *Probes) Needs() []Need {
 		need("to see the processes of others (hidepid)", p.tryProcesses, unix.CAP_SYS_PTRACE)
 		need("to ask for pods", p.owners.finder.TryPods, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE)
 	}
-	need("to read the names of network namespaces", p.tryNames, unix.CAP_DAC_READ_SEARCH)
+	need("to read the names of network namespaces", p.tryNames, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE)
 	return needs
 }
 

@@ -157,7 +157,7 @@ func Open(opts Options) (_ *Probes, err error) {
 	if err := p.openOwners(); err != nil {
 		return nil, err
 	}
-	if opts.BPFStats && p.walk != nil {
+	if opts.BPFStats && p.usesBPF() {
 		if p.stats, err = ebpf.EnableStats(unix.BPF_STATS_RUN_TIME); err != nil {
 			return nil, fmt.Errorf("count runs of BPF programs (--bpf-stats needs CAP_SYS_ADMIN): %w", err)
 		}
@@ -245,12 +245,12 @@ func (p *Probes) openSource(untracked error) error {
 			return err
 		}
 		refused = err
-		without := "SYN queues"
-		if untracked != nil {
-			without = "events and SYN queues"
-			err = errors.Join(untracked, err) // which may be an old kernel
+		if untracked == nil {
+			p.log.Warn("Sockets are counted by sock_diag and not by BPF: without SYN queues and at a higher cost", "reason", err)
+		} else {
+			p.log.Warn("BPF cannot be used: sock_diag only, without events and SYN queues and at a higher cost",
+				"reason", errors.Join(untracked, err)) // which may be an old kernel
 		}
-		p.log.Warn("BPF cannot be used: sock_diag only, without "+without+" and at a higher cost", "reason", err)
 	}
 	sd, err := census.OpenSockDiag(p.opts.ProcFS, p.names.Find)
 	if err != nil {

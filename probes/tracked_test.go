@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"sockq/probes/census"
 	"sockq/probes/scenario"
 	"sockq/probes/tcpstate"
 	"sockq/probes/tracker"
@@ -145,6 +146,21 @@ func TestWhatIsNotTrackedIsNamed(t *testing.T) {
 		} else if !off && !probe.MissesKnown {
 			t.Errorf("%s tells no misses", name)
 		}
+	}
+}
+
+// Runs of programs are counted where there are some, also where there is no walk.
+func TestRunsAreCounted(t *testing.T) {
+	p, err := Open(Options{NetnsPath: t.TempDir(), Mechanism: census.MechanismSockDiag, BPFStats: true, NoOwners: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	scenario.NewStage(t, scenario.IPv4).Listen(5)
+	probes := snapshot(t, p).Probes
+	i := slices.IndexFunc(probes, func(p Probe) bool { return p.Name == tracker.StoryTransitions })
+	if i < 0 || !probes[i].StatsKnown || probes[i].Runs == 0 || probes[i].RunTime == 0 {
+		t.Errorf("probes are %+v", probes)
 	}
 }
 

@@ -89,7 +89,7 @@ const (
 	needsOnlyWalk = "BPF walk"
 	// The queues of all are known by the census, whose they are by the owners.
 	needsHolders  = "CAP_BPF and CAP_PERFMON, host PID namespace"
-	needsSyscalls = "on C syscall tracepoints"
+	needsSyscalls = "on B and C syscall tracepoints"
 	// Tier C reads the depth where a listener is told of an arrival.
-	needsArrivals = needsWalk + "; at each arrival from Linux 6.3, else of samples"
+	needsArrivals = needsWalk + "; at each arrival from Linux 6.3, on A from 5.12, else of samples"
 )

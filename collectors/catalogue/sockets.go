@@ -57,7 +57,7 @@ var (
 	})
 	ConnectFailures = add(Metric{
 		Name: "sockq_tcp_connect_failures_total", Type: Counter, Probe: TrackConnects, Tiers: AllTiers,
-		Needs:  "on C syscall tracepoints for those without a route",
+		Needs:  "on B and C syscall tracepoints for those without a route",
 		Labels: namespaceLabels("error"),
 		Help:   "Calls of connect() that failed, by error.",
 	})

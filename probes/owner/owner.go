@@ -139,6 +139,12 @@ func Open(opts Options) (*Finder, error) {
 	return f, nil
 }
 
+// Check tells what is wrong with the options, without asking anybody.
+func (o *Options) Check() error {
+	_, err := openSource(o)
+	return err
+}
+
 // openSource is who may be asked for pods, nil for nobody.
 func openSource(opts *Options) (podSource, error) {
 	switch {

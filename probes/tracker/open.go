@@ -374,7 +374,7 @@ func (t *Tracker) attachStates(spec *ebpf.CollectionSpec) {
 		} else {
 			t.told(StoryTransitions, mechanismTPBTF, untimed)
 		}
-		t.untold(fmt.Errorf("needs Linux 5.12 or newer: %w", err), StoryStateSeconds, StoryConnects)
+		t.untold(fmt.Errorf("needs Linux 5.12 or newer, on arm64 5.18: %w", err), StoryStateSeconds, StoryConnects)
 		return
 	}
 	t.changed = changed
