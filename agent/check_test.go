@@ -127,7 +127,7 @@ func TestCheckTable(t *testing.T) {
 			"audit", "the census itself is sock_diag's", "sockets", entry, "listeners", entry, "bound", entry, "namespaces", entry))},
 		"old-kernel": {own: fakePrivileges{has: rootWithEverything, stuck: errors.New("sockq was built with cgo; build it with CGO_ENABLED=0")},
 			needs: append([]probes.Need{{Capability: unix.CAP_BPF, For: "to read BPF maps before Linux 6.0"}}, toEnter...), snapshot: checked("5.10.0-36-cloud-amd64", "B", "kprobe", with(
-				all("needs Linux 5.12 or newer: load program: invalid argument: unknown func bpf_get_socket_cookie#46",
+				all("needs Linux 5.12 or newer, on arm64 5.18: load program: invalid argument: unknown func bpf_get_socket_cookie#46",
 					tracker.StoryStateSeconds, tracker.StoryConnects, tracker.StorySynackRetransmits),
 				tracker.StoryConnections, "needs the changes of state", tracker.StoryAccepts, "needs connections",
 				tracker.StoryBacklog, "load program: invalid argument: program of this type cannot use helper bpf_get_current_task_btf#158",
