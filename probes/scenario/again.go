@@ -14,10 +14,11 @@ import (
 // programs: what is wrong fails each time.
 const attempts = 3
 
-// play runs fn, and again if it failed while the kernel kept events from programs:
+// Play runs fn, and again if it failed while the kernel kept events from programs:
 // it counted that, or it hides the time of PID 1, in which timers fire, too. One
 // interrupt that finds a program running may bring the packets of many connections.
-func play(t testing.TB, missed func() uint64, fn func(tb testing.TB)) {
+// missed is how many events it counted so far.
+func Play(t testing.TB, missed func() uint64, fn func(tb testing.TB)) {
 	for n := 1; ; n++ {
 		before := missed()
 		a := &attempt{TB: t}

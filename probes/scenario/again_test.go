@@ -54,7 +54,7 @@ func TestPlayAgain(t *testing.T) {
 			number, missed := 0, uint64(41) // earlier ones
 			outer := &attempt{TB: t}
 			outer.run(func(tb testing.TB) {
-				play(tb, func() uint64 { return missed }, func(tb testing.TB) {
+				Play(tb, func() uint64 { return missed }, func(tb testing.TB) {
 					missed += test.misses[number]
 					if number++; number <= test.fails {
 						tb.Error("as it should")

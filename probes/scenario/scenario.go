@@ -155,7 +155,7 @@ func RunFrom(t *testing.T, begin func(tb testing.TB, ns *Namespace), missed func
 		t.Run(sc.Name, func(t *testing.T) {
 			for _, family := range sc.families() {
 				t.Run(family.String(), func(t *testing.T) {
-					play(t, missed, func(tb testing.TB) {
+					Play(t, missed, func(tb testing.TB) {
 						s := sc.stage(tb, family)
 						if begin != nil {
 							begin(tb, s.NS)
